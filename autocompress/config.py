@@ -1,0 +1,318 @@
+"""Study files: TOML -> :class:`StudyConfig`, validated.
+
+Relative paths in a study file are relative to the file; ``{data}`` stands for the data folder, which the
+command line (``--data``) and the environment (``AUTOCOMPRESS_DATA``) override.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from autocompress.errors import ConfigError
+from autocompress.plan import Precision
+
+DATA_ENVIRONMENT_VARIABLE = "AUTOCOMPRESS_DATA"
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*$")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds of ``"90s"``, ``"30m"``, ``"1.5h"`` or a plain number of seconds.
+
+    Raises:
+        ValueError: not a positive duration.
+    """
+    match = _DURATION.match(str(text))
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
+    if seconds <= 0:
+        raise ValueError(f"a duration is a positive number with s, m or h, such as 30m; got {text!r}")
+    return seconds
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError("a study name has letters, digits, '.', '_' and '-' only and names one folder")
+    return name
+
+
+def _check_duration(text: str | float) -> str | float:
+    parse_duration(text)
+    return text
+
+
+def _check_range(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"a range is [low, high] with low <= high; got {list(pair)}")
+    return pair
+
+
+Duration = Annotated[str | float, AfterValidator(_check_duration)]
+Range = Annotated[tuple[float, float], AfterValidator(_check_range)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class StudySection(_Section):
+    """``[study]``: name, sampler, totals of the run."""
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    mode: Literal["pareto", "scalar"] = "pareto"
+    sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    trials: Annotated[int, Field(ge=1)] | None = None
+    timeout: Duration | None = None
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> StudySection:
+        if self.trials is None and self.timeout is None:
+            raise ValueError("a study needs an end: give trials, timeout or both")
+        return self
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds of search, or None."""
+        return None if self.timeout is None else parse_duration(self.timeout)
+
+
+class ModelSection(_Section):
+    """``[model]``: where the base comes from; without weights it is trained first (``[baseline]``)."""
+
+    source: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+
+
+class DataSection(_Section):
+    """``[data]``: source, split, augmentation and normalisation."""
+
+    source: str
+    folder: str | None = Field(default=None, description="what {data} stands for")
+    image_size: Annotated[int, Field(ge=4, le=2048)] | None = None
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
+    calibration_examples: Annotated[int, Field(ge=16)] = 512
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: Literal["none", "crop", "crop-flip"] = "none"
+    augment_padding: Annotated[int, Field(ge=1)] = 4
+
+    @model_validator(mode="after")
+    def _normalisation_is_whole(self) -> DataSection:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std is positive; got {list(self.std)}")
+        return self
+
+
+class BaselineSection(_Section):
+    """``[baseline]``: training of a base that comes without weights."""
+
+    steps: Annotated[int, Field(ge=1)] = 1000
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+
+
+class TrainingSection(_Section):
+    """``[training]``: budget and optimiser of a candidate."""
+
+    steps: Annotated[int, Field(ge=0, description="optimiser steps of a candidate that inherits the base's weights")] = 300
+    random_start_factor: Annotated[float, Field(ge=1.0, description="times steps for a candidate that starts from random weights")] = 2.0
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    quantized_fraction: Annotated[Fraction, Field(description="last part of the steps, with batch norm folded and fake quantisation")] = 0.3
+    views: Annotated[int, Field(ge=1, description="fixed augmented views of each example; the teacher sees each once")] = 8
+    continued_fraction: Annotated[Fraction, Field(description="last part of the study, which trains front members on")] = 0.34
+    continued_members: Annotated[int, Field(ge=1, description="front members in the first round of continued training")] = 4
+
+
+class SpaceSection(_Section):
+    """``[space]``: what a trial decides."""
+
+    base: bool = True
+    drop_blocks: bool = True
+    model_space: str | None = None
+    model_space_arguments: dict[str, Any] = Field(default_factory=dict)
+    model_space_sparsity: tuple[Fraction, ...] = (0.0,)
+    sparsity: tuple[Fraction, ...] = (0.0, 0.25, 0.5, 0.75)
+    channel_multiple: Annotated[int, Field(ge=1)] = 8
+    precision: tuple[Precision, ...] = tuple(Precision)
+    alpha: Range = (0.3, 1.0)
+    temperature: Range = (1.0, 8.0)
+    hint_weight: Range = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _decides_something(self) -> SpaceSection:
+        if not self.base and self.model_space is None:
+            raise ValueError("a space needs a family: base = true, a model_space, or both")
+        for name in ("sparsity", "model_space_sparsity", "precision"):
+            options = getattr(self, name)
+            if not options or len(set(options)) != len(options):
+                raise ValueError(f"{name} lists at least one option, each once; got {[str(o) for o in options]}")
+        if not 0 <= self.alpha[0] <= self.alpha[1] <= 1:
+            raise ValueError(f"alpha lies in [0, 1]; got {list(self.alpha)}")
+        if self.temperature[0] <= 0 or self.hint_weight[0] < 0:
+            raise ValueError("temperature is positive and hint_weight not negative")
+        return self
+
+
+class LimitsSection(_Section):
+    """``[limits]``: a plan that breaks one of bytes or latency is not trained; all become Optuna constraints."""
+
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=100, description="points of validation accuracy")] | None = None
+    max_size_bytes: Annotated[int, Field(gt=0)] | None = None
+    max_size_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    min_speedup: Annotated[float, Field(gt=0)] | None = None
+
+
+class ObjectiveSection(_Section):
+    """``[objective]``: h(s) = alpha f(s) - beta g(s), see docs/objective.md."""
+
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 0.1
+    size_weight: Annotated[float, Field(ge=0)] = 0.5
+    latency_weight: Annotated[float, Field(ge=0)] = 0.5
+
+    @model_validator(mode="after")
+    def _weights_add_up(self) -> ObjectiveSection:
+        if self.size_weight + self.latency_weight <= 0:
+            raise ValueError("size_weight and latency_weight must not both be 0")
+        return self
+
+
+class TargetSection(_Section):
+    """``[target]``: what latency means."""
+
+    runtime: Literal["onnxruntime"] = "onnxruntime"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    training_threads: Annotated[int, Field(ge=1, le=256)] | None = None
+
+
+class StudyConfig(_Section):
+    """A whole study file."""
+
+    study: StudySection
+    model: ModelSection
+    data: DataSection
+    baseline: BaselineSection = BaselineSection()
+    training: TrainingSection = TrainingSection()
+    space: SpaceSection = SpaceSection()
+    limits: LimitsSection = LimitsSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    target: TargetSection = TargetSection()
+
+
+def load_study(path: Path, data_folder: str | None = None, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+    """Read and validate a study file.
+
+    Args:
+        path: the TOML file.
+        data_folder: replaces ``[data] folder``; without it the environment's ``AUTOCOMPRESS_DATA`` does.
+        overrides: values of ``[study]`` from the command line (``seed``, ``trials``, ``timeout``).
+
+    Raises:
+        ConfigError: unreadable file, unknown key (a near one is suggested), wrong type or range.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"a study file must be readable; {path}: {error.strerror}; check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"a study file is TOML; {path}: {error}; correct that place") from error
+    if isinstance(raw.get("study"), dict) and overrides:
+        raw["study"].update({key: value for key, value in overrides.items() if value is not None})
+    try:
+        config = StudyConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_problem(error)}") from error
+    return _resolve_paths(config, path.resolve().parent, data_folder)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(tuple(str(part) for part in problem["loc"]))
+    if problem["type"] == "missing":
+        return f"{location} is required; add it to the study file"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(problem["input"], dict | BaseModel) else f"; got {problem['input']!r}"
+    return f"{location}: {message}{'' if 'got' in message else shown}; correct the study file"
+
+
+def _unknown_key(location: tuple[str, ...]) -> str:
+    section: type[BaseModel] = StudyConfig
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(location[-1], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+    return f"unknown key {'.'.join(location)}; {hint}"
+
+
+def _resolve_paths(config: StudyConfig, base: Path, data_folder: str | None) -> StudyConfig:
+    override = data_folder or os.environ.get(DATA_ENVIRONMENT_VARIABLE)
+    folder = str(Path(override).absolute()) if override else config.data.folder
+    folder = None if folder is None else str((base / folder).resolve())
+
+    def resolve(text: str | None) -> str | None:
+        if text is None:
+            return None
+        if "{data}" in text and folder is None:
+            raise ConfigError(
+                f"{{data}} needs a data folder; {text!r} has none; set data.folder, --data or {DATA_ENVIRONMENT_VARIABLE}"
+            )
+        return text.replace("{data}", folder or "")
+
+    def resolve_file(text: str | None) -> str | None:
+        text = resolve(text)
+        is_file = text is not None and re.search(r"\.(py|pt|pth|safetensors)(:|$)", text)
+        return str(Path(os.path.normpath(base / text))) if text is not None and is_file else text
+
+    source = resolve(config.data.source)
+    if source is not None and source.startswith("imagefolder:"):
+        source = "imagefolder:" + os.path.normpath(base / source.removeprefix("imagefolder:"))
+    model = config.model.model_copy(
+        update={"source": resolve_file(config.model.source), "weights": resolve_file(config.model.weights)}
+    )
+    data = config.data.model_copy(update={"source": source, "folder": folder})
+    space = config.space.model_copy(update={"model_space": resolve_file(config.space.model_space)})
+    return config.model_copy(update={"model": model, "data": data, "space": space})
+
+
+def to_toml(config: StudyConfig) -> str:
+    """The resolved study as TOML; reading it again gives the same configuration."""
+    lines: list[str] = []
+    for section, values in config.model_dump(mode="json").items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items() if value not in (None, {})]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_value(str(key))} = {_toml_value(item)}" for key, item in value.items()) + " }"
+    return repr(value)

@@ -1,0 +1,49 @@
+"""What can go wrong, by who has to act.
+
+Each message states the rule, the value that broke it, and the next step, on one line.
+"""
+
+from __future__ import annotations
+
+
+class AutocompressError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class UserError(AutocompressError):
+    """The user's input is wrong; the command line ends with status 2 and one line."""
+
+
+class ConfigError(UserError):
+    """A study file or an option is wrong."""
+
+
+class DataError(UserError):
+    """Data are missing, unreadable or do not fit the model."""
+
+
+class ModelError(UserError):
+    """A model or its weights cannot be loaded, traced or exported."""
+
+
+class RunError(UserError):
+    """A run folder, a trial in it or its storage is not what the command needs."""
+
+
+class TrialFailed(AutocompressError):
+    """One candidate could not be made; it is recorded with its reason and the study goes on.
+
+    ``kind`` is a short label under which failures are counted (``export``, ``parity``, ``memory``...).
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class StudyFailed(AutocompressError):
+    """A study ended without one usable candidate; the command line ends with status 1."""
+
+
+class VerificationFailed(AutocompressError):
+    """An exported file does not do what its card says; the command line ends with status 1."""

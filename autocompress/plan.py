@@ -1,0 +1,105 @@
+"""The frozen decision that a candidate is built from.
+
+All sampling ends in a :class:`Plan`; from there on nothing knows of Optuna. A plan survives a JSON
+round trip, so a candidate can be built again from its file alone.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Precision(StrEnum):
+    """How one layer's weights and input activations are stored and computed.
+
+    ``w<b>`` stores weights in b bits and computes in float32; ``w<b>a8`` feeds the runtime's integer
+    kernels with 8-bit activations.
+    """
+
+    FLOAT32 = "float32"
+    W8 = "w8"
+    W6 = "w6"
+    W4 = "w4"
+    W3 = "w3"
+    W2 = "w2"
+    W8A8 = "w8a8"
+    W6A8 = "w6a8"
+    W4A8 = "w4a8"
+    W3A8 = "w3a8"
+    W2A8 = "w2a8"
+
+    @property
+    def weight_bits(self) -> int | None:
+        """Bits per stored weight; None for float32."""
+        return None if self is Precision.FLOAT32 else int(self.value[1])
+
+    @property
+    def integer_activations(self) -> bool:
+        """Whether the layer's input is quantised to 8 bits."""
+        return self.value.endswith("a8")
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArchitectureSpec(_Spec):
+    """Which network is built.
+
+    ``family`` is ``base`` (the user's network, shrunken) or ``space`` (a member of the model space).
+    ``choices`` are the labelled choices of the model space; ``dropped_blocks`` the blocks of the base
+    that are replaced by an identity.
+    """
+
+    family: str = "base"
+    choices: dict[str, Any] = Field(default_factory=dict)
+    dropped_blocks: tuple[str, ...] = ()
+
+
+class PruningSpec(_Spec):
+    """Pruning ratio in [0, 1) of each channel group, keyed by the group's root layer."""
+
+    ratios: dict[str, float] = Field(default_factory=dict)
+
+
+class DistillationSpec(_Spec):
+    """Hinton et al. 2015, section 2, with a hint loss after Romero et al. 2015 (FitNets).
+
+    ``alpha`` weighs the teacher's softened outputs against the hard labels, ``hint_weight`` the
+    distance between the features that enter the classifiers.
+    """
+
+    alpha: float = Field(default=0.7, ge=0.0, le=1.0)
+    temperature: float = Field(default=4.0, gt=0.0)
+    hint_weight: float = Field(default=0.0, ge=0.0)
+
+
+class QuantizationSpec(_Spec):
+    """Precision of every convolution and linear layer of the network as built."""
+
+    precisions: dict[str, Precision] = Field(default_factory=dict)
+
+
+class TrainingSpec(_Spec):
+    """Training budget in optimiser steps; 0 means calibration only.
+
+    ``start`` is the SHA-256 of the checkpoint the training starts from (the base's weights, or the
+    float weights of the trial that is continued).
+    """
+
+    steps: int = Field(default=0, ge=0)
+    start: str = ""
+
+
+class Plan(_Spec):
+    """Everything that decides a candidate's file, given the data and the starting checkpoint."""
+
+    architecture: ArchitectureSpec = ArchitectureSpec()
+    pruning: PruningSpec = PruningSpec()
+    distillation: DistillationSpec = DistillationSpec()
+    quantization: QuantizationSpec = QuantizationSpec()
+    training: TrainingSpec = TrainingSpec()
+    seed: int = 0
