@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autocompress.errors import ConfigError
@@ -21,6 +22,11 @@ from autocompress.plan import Precision
 
 DATA_ENVIRONMENT_VARIABLE = "AUTOCOMPRESS_DATA"
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*$")
+_TOML_TYPES = {
+    "tuple_type": "this must be a list",
+    "dict_type": "this must be a table",
+    "model_type": "this must be a table",
+}
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -60,7 +66,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StudySection(_Section):
@@ -126,15 +132,25 @@ class BaselineSection(_Section):
 class TrainingSection(_Section):
     """``[training]``: budget and optimiser of a candidate."""
 
-    steps: Annotated[int, Field(ge=0, description="optimiser steps of a candidate that inherits the base's weights")] = 300
-    random_start_factor: Annotated[float, Field(ge=1.0, description="times steps for a candidate that starts from random weights")] = 2.0
+    steps: Annotated[int, Field(ge=0, description="of a candidate that inherits the base's weights")] = 300
+    random_start_factor: Annotated[
+        float, Field(ge=1.0, description="times steps, for a candidate that starts from random weights")
+    ] = 2.0
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    quantized_fraction: Annotated[Fraction, Field(description="last part of the steps, with batch norm folded and fake quantisation")] = 0.3
-    views: Annotated[int, Field(ge=1, description="fixed augmented views of each example; the teacher sees each once")] = 8
-    continued_fraction: Annotated[Fraction, Field(description="last part of the study, which trains front members on")] = 0.34
-    continued_members: Annotated[int, Field(ge=1, description="front members in the first round of continued training")] = 4
+    quantized_fraction: Annotated[
+        Fraction, Field(description="last part of the steps, with batch norm folded and fake quantisation")
+    ] = 0.3
+    views: Annotated[
+        int, Field(ge=1, description="fixed augmented views of each example; the teacher sees each once")
+    ] = 8
+    continued_fraction: Annotated[
+        Fraction, Field(description="last part of the study, which trains front members on")
+    ] = 0.34
+    continued_members: Annotated[
+        int, Field(ge=1, description="front members in the first round of continued training")
+    ] = 4
 
 
 class SpaceSection(_Section):
@@ -159,7 +175,8 @@ class SpaceSection(_Section):
         for name in ("sparsity", "model_space_sparsity", "precision"):
             options = getattr(self, name)
             if not options or len(set(options)) != len(options):
-                raise ValueError(f"{name} lists at least one option, each once; got {[str(o) for o in options]}")
+                shown = [str(option) for option in options]
+                raise ValueError(f"{name} lists at least one option, each once; got {shown}")
         if not 0 <= self.alpha[0] <= self.alpha[1] <= 1:
             raise ValueError(f"alpha lies in [0, 1]; got {list(self.alpha)}")
         if self.temperature[0] <= 0 or self.hint_weight[0] < 0:
@@ -168,9 +185,9 @@ class SpaceSection(_Section):
 
 
 class LimitsSection(_Section):
-    """``[limits]``: a plan that breaks one of bytes or latency is not trained; all become Optuna constraints."""
+    """``[limits]``: a plan beyond one of bytes or latency is not trained; all become Optuna constraints."""
 
-    max_accuracy_drop: Annotated[float, Field(ge=0, le=100, description="points of validation accuracy")] | None = None
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=100, description="validation points")] | None = None
     max_size_bytes: Annotated[int, Field(gt=0)] | None = None
     max_size_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
@@ -215,7 +232,9 @@ class StudyConfig(_Section):
     target: TargetSection = TargetSection()
 
 
-def load_study(path: Path, data_folder: str | None = None, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+def load_study(
+    path: Path, data_folder: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> StudyConfig:
     """Read and validate a study file.
 
     Args:
@@ -229,7 +248,9 @@ def load_study(path: Path, data_folder: str | None = None, overrides: Mapping[st
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"a study file must be readable; {path}: {error.strerror}; check the path") from error
+        raise ConfigError(
+            f"a study file must be readable; {path}: {error.strerror}; check the path"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"a study file is TOML; {path}: {error}; correct that place") from error
     if isinstance(raw.get("study"), dict) and overrides:
@@ -243,12 +264,13 @@ def load_study(path: Path, data_folder: str | None = None, overrides: Mapping[st
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    location = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+    # A section and a key, then positions in lists; pydantic also names the branches of a union there.
+    location = ".".join(str(part) for i, part in enumerate(problem["loc"]) if i < 2 or isinstance(part, int))
     if problem["type"] == "extra_forbidden":
         return _unknown_key(tuple(str(part) for part in problem["loc"]))
     if problem["type"] == "missing":
         return f"{location} is required; add it to the study file"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _TOML_TYPES.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     shown = "" if isinstance(problem["input"], dict | BaseModel) else f"; got {problem['input']!r}"
     return f"{location}: {message}{'' if 'got' in message else shown}; correct the study file"
 
@@ -275,20 +297,25 @@ def _resolve_paths(config: StudyConfig, base: Path, data_folder: str | None) -> 
             return None
         if "{data}" in text and folder is None:
             raise ConfigError(
-                f"{{data}} needs a data folder; {text!r} has none; set data.folder, --data or {DATA_ENVIRONMENT_VARIABLE}"
+                f"{{data}} needs a data folder; {text!r} has none; "
+                f"set data.folder, --data or {DATA_ENVIRONMENT_VARIABLE}"
             )
         return text.replace("{data}", folder or "")
 
     def resolve_file(text: str | None) -> str | None:
         text = resolve(text)
-        is_file = text is not None and re.search(r"\.(py|pt|pth|safetensors)(:|$)", text)
-        return str(Path(os.path.normpath(base / text))) if text is not None and is_file else text
+        is_file = text is not None and ".py:" in text
+        return os.path.normpath(base / text) if text is not None and is_file else text
+
+    def resolve_weights(text: str | None) -> str | None:
+        text = resolve(text)
+        return None if text is None else os.path.normpath(base / text)
 
     source = resolve(config.data.source)
     if source is not None and source.startswith("imagefolder:"):
         source = "imagefolder:" + os.path.normpath(base / source.removeprefix("imagefolder:"))
     model = config.model.model_copy(
-        update={"source": resolve_file(config.model.source), "weights": resolve_file(config.model.weights)}
+        update={"source": resolve_file(config.model.source), "weights": resolve_weights(config.model.weights)}
     )
     data = config.data.model_copy(update={"source": source, "folder": folder})
     space = config.space.model_copy(update={"model_space": resolve_file(config.space.model_space)})
@@ -297,22 +324,4 @@ def _resolve_paths(config: StudyConfig, base: Path, data_folder: str | None) -> 
 
 def to_toml(config: StudyConfig) -> str:
     """The resolved study as TOML; reading it again gives the same configuration."""
-    lines: list[str] = []
-    for section, values in config.model_dump(mode="json").items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items() if value not in (None, {})]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml_value(str(key))} = {_toml_value(item)}" for key, item in value.items()) + " }"
-    return repr(value)
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -1,0 +1,1 @@
+"""Stages that change a network. Siblings: none of them imports another; ``pipeline.py`` knows the order."""

@@ -1,0 +1,220 @@
+"""Latency of a file against the baseline's, in one sitting, in a process without torch.
+
+``python -m autocompress.deploy.timing`` reads a request as JSON from stdin and writes the figures as JSON
+to stdout; :func:`time_latency` starts it. Both files are warmed up; then blocks of candidate and baseline
+runs of some milliseconds alternate (AB BA AB ...), so that whatever slows the machine down hits both, and
+the ratio is taken within each pair of blocks. A sitting in which the baseline drifts is repeated.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autocompress.deploy.session import open_session
+from autocompress.errors import TrialFailed
+
+if TYPE_CHECKING:  # pydantic costs the timing process more than the timing of a small model
+    from autocompress.candidate import Latency
+
+TIMEOUT_S = 120.0
+_SITTINGS = 3
+_WARM_UP_S = 0.15
+_WARM_UP_RUNS = 5
+_BLOCK_S = 0.008
+_LEAST_PAIRS = 6
+_DRIFT_LIMIT = 0.05
+_SPREAD_LIMIT = 0.20
+_RESAMPLES = 1000
+
+Run = Callable[[], object]
+Times = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """Run times in seconds of all pairs of blocks: [pairs, runs per block] for candidate and baseline."""
+
+    candidate: Times
+    baseline: Times
+
+    def drift(self) -> float:
+        """How unsteady the baseline was, in units of what is allowed: 1 is the limit.
+
+        The larger of the change from the first to the second half and of the interquartile range, each of
+        the blocks' medians and relative to them.
+        """
+        blocks = np.median(self.baseline, axis=1)
+        first, second = np.median(blocks[: len(blocks) // 2]), np.median(blocks[len(blocks) // 2 :])
+        low, middle, high = np.quantile(blocks, [0.25, 0.5, 0.75])
+        return float(max(abs(math.log(second / first)) / _DRIFT_LIMIT, (high - low) / middle / _SPREAD_LIMIT))
+
+    def figures(self) -> dict[str, float]:
+        """Fields of :class:`autocompress.candidate.Latency` but for ``noisy``."""
+        ratios = np.median(self.candidate, axis=1) / np.median(self.baseline, axis=1)
+        low, high = bootstrap_interval(ratios)
+        return {
+            "latency_ms": 1e3 * float(np.median(self.candidate)),
+            "p90_ms": 1e3 * float(np.quantile(self.candidate, 0.9)),
+            "baseline_ms": 1e3 * float(np.median(self.baseline)),
+            "ratio": float(np.median(ratios)),
+            "ratio_low": low,
+            "ratio_high": high,
+        }
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of both files; floats are drawn from a normal distribution, the rest from {0, 1}."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def draw(self, rng: np.random.Generator) -> npt.NDArray[Any]:
+        """An array of this shape and dtype."""
+        if np.issubdtype(np.dtype(self.dtype), np.floating):
+            return rng.standard_normal(self.shape).astype(self.dtype)
+        return rng.integers(0, 2, self.shape).astype(self.dtype)
+
+
+def bootstrap_interval(values: Times) -> tuple[float, float]:
+    """Percentile bootstrap 95 % interval of the median of values [n] (Efron 1979); contains the median."""
+    rng = np.random.default_rng(0)
+    samples = np.median(rng.choice(values, (_RESAMPLES, len(values))), axis=1)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    median = np.median(values)
+    return float(min(low, median)), float(max(high, median))
+
+
+def time_latency(
+    candidate: Path,
+    baseline: Path,
+    inputs: Sequence[tuple[str, tuple[int, ...], str]],
+    threads: int,
+    seconds: float = 1.5,
+) -> Latency:
+    """Time a file against the baseline while nothing trains; waits for the machine.
+
+    Args:
+        candidate: an ONNX file.
+        baseline: an ONNX file with the same inputs.
+        inputs: (name, shape, numpy dtype) of each input.
+        threads: threads of either session.
+        seconds: length of a sitting; there are at most three.
+
+    Raises:
+        TrialFailed: kind ``timing``; a file does not load or run, or timing takes too long.
+    """
+    from autocompress.candidate import Latency
+    from autocompress.deploy import machine_lock
+
+    request = {
+        "candidate": str(candidate.absolute()),
+        "baseline": str(baseline.absolute()),
+        "inputs": [asdict(InputSpec(*entry)) for entry in inputs],
+        "threads": threads,
+        "seconds": seconds,
+    }
+    with machine_lock.timing():
+        return Latency.model_validate_json(_run_timing_process(json.dumps(request), threads))
+
+
+def _run_timing_process(request: str, threads: int) -> str:
+    command = [sys.executable, "-m", "autocompress.deploy.timing"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    try:
+        done = subprocess.run(
+            command,
+            input=request,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TrialFailed("timing", f"timing must end within {TIMEOUT_S:.0f} s; it did not") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise TrialFailed("timing", f"the file could not be timed: {lines[-1]}")
+    return done.stdout
+
+
+def measure(request: dict[str, Any]) -> dict[str, float | bool]:
+    """Figures of the first sitting with a steady baseline, else of the steadiest, marked noisy."""
+    rng = np.random.default_rng(0)
+    specs = [InputSpec(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in request["inputs"]]
+    feeds = {spec.name: spec.draw(rng) for spec in specs}
+    candidate = _runner(Path(request["candidate"]), request["threads"], feeds)
+    baseline = _runner(Path(request["baseline"]), request["threads"], feeds)
+    sittings: list[Sitting] = []
+    while len(sittings) < _SITTINGS and all(sitting.drift() > 1 for sitting in sittings):
+        sittings.append(sit(candidate, baseline, request["seconds"]))
+    best = min(sittings, key=Sitting.drift)
+    return {**best.figures(), "noisy": best.drift() > 1}
+
+
+def _runner(path: Path, threads: int, feeds: dict[str, npt.NDArray[Any]]) -> Run:
+    session = open_session(path, threads)
+    return lambda: session.run(None, feeds)
+
+
+def sit(candidate: Run, baseline: Run, seconds: float) -> Sitting:
+    """Warm both up, then time blocks in turn for about ``seconds``; at least six pairs."""
+    runs = (candidate, baseline)
+    counts = [max(1, round(_BLOCK_S / _warm_up(run))) for run in runs]
+    blocks: tuple[list[Times], list[Times]] = ([], [])
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(blocks[0]) < _LEAST_PAIRS:
+            order = (0, 1) if len(blocks[0]) % 2 == 0 else (1, 0)
+            for which in order:
+                blocks[which].append(_time_block(runs[which], counts[which]))
+    finally:
+        gc.enable()
+    return Sitting(np.array(blocks[0]), np.array(blocks[1]))
+
+
+def _warm_up(run: Run) -> float:
+    """Seconds of one warm run."""
+    times: list[float] = []
+    end = time.perf_counter() + _WARM_UP_S
+    while time.perf_counter() < end or len(times) < _WARM_UP_RUNS:
+        times.append(float(_time_block(run, 1)[0]))
+    return float(np.median(times[len(times) // 2 :]))
+
+
+def _time_block(run: Run, count: int) -> Times:
+    """Seconds of each of ``count`` runs."""
+    stamps = [time.perf_counter()]
+    for _ in range(count):
+        run()
+        stamps.append(time.perf_counter())
+    return np.diff(stamps)
+
+
+def main() -> None:
+    """Entry point of the timing process."""
+    try:
+        figures = measure(json.load(sys.stdin))
+    except Exception as error:
+        sys.exit(f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    json.dump(figures, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Candidates -> table -> figures -> one HTML file that works offline, and the front for the terminal."""

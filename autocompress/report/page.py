@@ -1,0 +1,208 @@
+"""The report: one HTML file that works without a network."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import pandas as pd
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from autocompress.candidate import Candidate, Measurement, State
+from autocompress.config import StudyConfig
+from autocompress.report import figures, formats
+from autocompress.report.frame import candidates_frame, front_records, plan_summary
+from autocompress.report.importance import LEAST_TRIALS, SHOWN, draw_importance, importance
+from autocompress.report.table import origin_text
+from autocompress.report.verdict import CLAIM_DROP_POINTS, claimed, decision_uses, finding, verdict
+
+
+class Reason(NamedTuple):
+    """Why trials ended early: the kind, the trials, and each message with its count, most frequent first."""
+
+    kind: str
+    trials: list[int]
+    messages: list[tuple[str, int]]
+
+
+class Fact(NamedTuple):
+    """A line of the environment or the analysis; ``details`` is a table of names and texts."""
+
+    label: str
+    value: str
+    details: dict[str, str]
+
+
+class Member(NamedTuple):
+    """A front member with what its plan decided."""
+
+    record: dict[str, Any]
+    candidate: Candidate
+    summary: str
+    layers: Markup
+
+
+def write_report(
+    path: Path,
+    *,
+    config: StudyConfig,
+    baseline: Measurement,
+    candidates: Sequence[Candidate],
+    facts: Mapping[str, Any],
+    study: optuna.Study | None = None,
+) -> None:
+    """Write the report of a run to ``path``, whole or not at all.
+
+    Args:
+        path: the HTML file.
+        config: the resolved study.
+        baseline: figures of the uncompressed file.
+        candidates: the records of all trials.
+        facts: ``environment`` and ``analysis``, each a mapping of labels to values; other entries are shown
+            with the environment. In ``analysis`` a list counts, and a mapping (``left_out``) becomes a table.
+            ``run_folder`` is named in the export commands; without it ``runs/<study name>``.
+        study: the Optuna study, for parameter importance.
+    """
+    page = render(config, baseline, candidates, facts, study)
+    # Named after the process, because two may end a run together.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+
+
+def render(
+    config: StudyConfig,
+    baseline: Measurement,
+    candidates: Sequence[Candidate],
+    facts: Mapping[str, Any],
+    study: optuna.Study | None = None,
+) -> str:
+    """The report as HTML text."""
+    frame = candidates_frame(candidates, baseline, config.objective)
+    records = front_records(frame)
+    return _template().render(
+        config=config,
+        baseline=baseline,
+        run_folder=facts.get("run_folder", f"runs/{config.study.name}"),
+        verdict=verdict(records),
+        pick=claimed(records),
+        claim_drop=CLAIM_DROP_POINTS,
+        best_h=_best_h(records) if config.study.mode == "scalar" else None,
+        counts=Counter(candidate.state.value for candidate in candidates),
+        infeasible=int(((frame["state"] == State.COMPLETE.value) & ~frame["feasible"]).sum()),
+        noisy=int(frame["noisy"].sum()),
+        timed=int(frame["latency_ratio"].notna().sum()),
+        members=_members(records, candidates),
+        decisions=[(use, finding(use)) for use in decision_uses(candidates)],
+        failures=reasons(candidates, State.FAILED),
+        stopped=reasons(candidates, State.OVER_LIMIT),
+        seconds=max((candidate.finished_s for candidate in candidates), default=0.0),
+        environment=environment_facts(facts),
+        analysis=[_fact(label, value) for label, value in facts.get("analysis", {}).items()],
+        least_trials=LEAST_TRIALS,
+        shown=SHOWN,
+        plotly_js=Markup(get_plotlyjs()),
+        **_views(frame, baseline, config),
+        **_figures(candidates, study),
+    )
+
+
+def reasons(candidates: Sequence[Candidate], state: State) -> list[Reason]:
+    """Reasons of the candidates in ``state`` by kind, the most frequent first."""
+    kinds: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        if candidate.state is state:
+            kinds.setdefault(candidate.reason.partition(":")[0].strip() or "unknown", []).append(candidate)
+    found = [
+        Reason(kind, [c.trial for c in members], Counter(_message(c.reason) for c in members).most_common())
+        for kind, members in kinds.items()
+    ]
+    return sorted(found, key=lambda reason: -len(reason.trials))
+
+
+def environment_facts(facts: Mapping[str, Any]) -> list[Fact]:
+    """The lines on the machine and the versions."""
+    others = {k: v for k, v in facts.items() if k not in ("environment", "analysis", "run_folder")}
+    return [_fact(label, value) for label, value in {**facts.get("environment", {}), **others}.items()]
+
+
+def _message(reason: str) -> str:
+    return reason.partition(":")[2].strip() or reason
+
+
+def _fact(label: str, value: Any) -> Fact:
+    text = label.replace("_", " ")
+    if isinstance(value, Mapping):
+        return Fact(text, f"{len(value)}", {str(name): str(detail) for name, detail in value.items()})
+    if isinstance(value, list | tuple):
+        return Fact(text, f"{len(value)}", {})
+    return Fact(text, str(value), {})
+
+
+def _best_h(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return max(records, key=lambda record: float(record["h"]), default=None)
+
+
+def _members(records: Sequence[dict[str, Any]], candidates: Sequence[Candidate]) -> list[Member]:
+    by_trial = {candidate.trial: candidate for candidate in candidates}
+    members = []
+    for record in records:
+        plan = by_trial[record["trial"]].plan
+        layers = _html(figures.draw_layers(figures.layer_rows(plan)), f"layers-{record['trial']}")
+        members.append(Member(record, by_trial[record["trial"]], plan_summary(plan), layers))
+    return members
+
+
+def _views(frame: pd.DataFrame, baseline: Measurement, config: StudyConfig) -> dict[str, Any]:
+    latency = figures.accuracy_view(frame, baseline, config.limits, "latency")
+    size = figures.accuracy_view(frame, baseline, config.limits, "size")
+    return {
+        "latency_view": _html(figures.draw_accuracy_view(latency), "accuracy-latency"),
+        "size_view": _html(figures.draw_accuracy_view(size), "accuracy-size"),
+        "below": latency.below,
+    }
+
+
+def _figures(candidates: Sequence[Candidate], study: optuna.Study | None) -> dict[str, Any]:
+    curve = figures.hypervolume_curve(candidates)
+    found = importance(study, candidates)
+    seconds = figures.stage_time(candidates)
+    return {
+        "curve": curve,
+        "hypervolume_figure": _html(figures.draw_hypervolume(curve), "hypervolume"),
+        "has_study": study is not None,
+        "importance": found,
+        "importance_figure": _html(draw_importance(found), "importance") if found else "",
+        "stage_seconds": seconds,
+        "stage_figure": _html(figures.draw_stage_time(seconds), "stages") if seconds else "",
+    }
+
+
+def _html(figure: go.Figure, name: str) -> Markup:
+    # Plotly escapes <, > and / in its JSON; the figures escape the text that Plotly would read as HTML.
+    config = {"displaylogo": False, "responsive": True}
+    text = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config)
+    return Markup(text)
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("autocompress", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for function in (
+        formats.percent, formats.points, formats.kilobytes, formats.milliseconds, formats.times, formats.duration,
+        origin_text,
+    ):  # fmt: skip
+        environment.filters[function.__name__] = function
+    return environment.get_template("page.html.j2")

@@ -1,0 +1,1 @@
+"""The joint search. Optuna lives in this folder only."""

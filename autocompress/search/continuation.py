@@ -1,0 +1,111 @@
+"""The last part of a study: train the front's members on, fewer and longer from round to round.
+
+Successive halving (Jamieson and Talwalkar 2016) over candidates that exist as files. The rule needs no
+memory of its own: what to do next follows from the recorded candidates, so it survives any interruption.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.candidate import Candidate, State
+from autocompress.search.pareto import hypervolume, objective_vector
+
+HOPED_FOR_SHARE = 0.5
+"""Share of its drop that a member is expected to keep when trained on; only ranks members by it."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Train on from ``parent`` for ``seconds`` (None: a multiple of its budget)."""
+
+    parent: Candidate
+    round: int
+    seconds: float | None
+
+
+def rounds(members: int) -> int:
+    """Rounds of halving from ``members`` to one."""
+    return int(math.log2(members)) + 1
+
+
+def next_continuation(
+    candidates: Sequence[Candidate], busy: set[int], members: int, progress: float, seconds: float | None
+) -> Continuation | None:
+    """What to train on next; None when the last round is over.
+
+    Args:
+        candidates: all finished ones.
+        busy: trials whose continuation is running.
+        members: members of the first round; halved each round.
+        progress: share of the phase's total that is used, in [0, 1].
+        seconds: length of the whole phase, or None where only trials are counted.
+    """
+    total = rounds(members)
+    current = min(int(progress * total), total - 1)
+    for number in range(current, total):
+        width = max(1, members >> number)
+        continued = {c.parent for c in candidates if c.parent is not None}
+        taken = sum(1 for c in candidates if _generation(c, candidates) > number) + len(busy)
+        eligible = [
+            c for c in candidates if c.trial not in continued and c.trial not in busy and _generation(c, candidates) <= number
+        ]
+        if taken >= width:
+            continue
+        # all that take part in this round are ranked together, so that a place taken stays taken
+        ranked = promising(eligible, width - taken, by_family=number == 0)
+        if ranked:
+            return Continuation(ranked[0], number, None if seconds is None else seconds / total / width)
+    return None
+
+
+def _generation(candidate: Candidate, candidates: Sequence[Candidate]) -> int:
+    parents = {c.trial: c.parent for c in candidates}
+    generation, parent = 0, candidate.parent
+    while parent is not None:
+        generation, parent = generation + 1, parents.get(parent)
+    return generation
+
+
+def promising(candidates: Sequence[Candidate], count: int, by_family: bool) -> list[Candidate]:
+    """Up to ``count`` trained candidates within the limits on bytes and latency, best first.
+
+    Greedy by the hypervolume that each adds, with a hoped-for share of its drop. ``by_family`` gives each
+    family its part: a family that starts from random weights is behind after a short budget.
+    """
+    usable = [c for c in candidates if _can_go_on(c)]
+    families = sorted({c.plan.architecture.family for c in usable})
+    if not by_family or len(families) < 2:
+        return _greedy(usable, count)
+    share = math.ceil(count / len(families))
+    ranked = [_greedy([c for c in usable if c.plan.architecture.family == family], share) for family in families]
+    interleaved = [c for place in range(share) for members in ranked for c in members[place : place + 1]]
+    return interleaved[:count]
+
+
+def _can_go_on(candidate: Candidate) -> bool:
+    within = all(amount <= 0 for name, amount in candidate.violations.items() if name != "max_accuracy_drop")
+    return candidate.state is State.COMPLETE and candidate.plan.training.steps > 0 and within
+
+
+def _greedy(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    chosen: list[Candidate] = []
+    points = {c.trial: _hoped_for(c) for c in candidates}
+    left = sorted(candidates, key=lambda c: c.trial)
+    while left and len(chosen) < count:
+        taken = [points[c.trial] for c in chosen]
+        # the drop decides between candidates that add nothing
+        best = max(left, key=lambda c: (hypervolume(np.array([*taken, points[c.trial]])), -points[c.trial][0]))
+        chosen.append(best)
+        left.remove(best)
+    return chosen
+
+
+def _hoped_for(candidate: Candidate) -> tuple[float, float, float]:
+    assert candidate.measurement is not None
+    drop, size, latency = objective_vector(candidate.measurement)
+    return max(drop, 0.0) * HOPED_FOR_SHARE, size, latency

@@ -1,0 +1,282 @@
+"""trial -> Plan: every decision of a candidate, drawn from Optuna and frozen.
+
+Two parametrisations of one space. TPE and random search see a variable per decision, grouped by family
+(:class:`PerLayer`). GP and NSGA-II sample only the variables that all trials share, so they see one
+fixed-length list of variables by stage of depth, which either family decodes (:class:`PerStage`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from autocompress.analysis import Analysis, BlockRun, analyse
+from autocompress.config import SpaceSection, TrainingSection
+from autocompress.layers import weight_layers
+from autocompress.models import ModelSpace, freeze, space_labels
+from autocompress.plan import (
+    ArchitectureSpec,
+    DistillationSpec,
+    Plan,
+    Precision,
+    PruningSpec,
+    QuantizationSpec,
+    TrainingSpec,
+)
+
+STAGES = 4
+_RESOLUTION = 60
+"""Levels of a stage variable; divisible by every usual number of options."""
+
+
+class Suggests(Protocol):
+    """The part of an Optuna trial that draws."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+class Draw(Protocol):
+    """How decisions become variables. ``position`` in [0, 1) is the depth of what is decided on."""
+
+    def family(self, options: Sequence[str]) -> str: ...
+    def architecture(self, label: str, options: Sequence[Any], position: float) -> Any: ...
+    def level(self, kind: str, name: str, options: Sequence[Any], position: float) -> Any: ...
+    def amount(self, name: str, low: float, high: float, log: bool = False) -> float: ...
+
+
+class PerLayer:
+    """A variable per decision, conditional on the family.
+
+    Ordered decisions (pruning ratios, precisions) are a centre that all layers share and a step of -1, 0 or
+    +1 for each layer: with tens of layers, independent uniform draws would all average to the same network.
+    """
+
+    def __init__(self, trial: Suggests) -> None:
+        self._trial = trial
+        self._prefix = ""
+
+    def family(self, options: Sequence[str]) -> str:
+        """Which family; later names carry it as a prefix."""
+        chosen = options[0] if len(options) == 1 else str(self._trial.suggest_categorical("family", options))
+        self._prefix = f"{chosen}."
+        return chosen
+
+    def architecture(self, label: str, options: Sequence[Any], position: float) -> Any:
+        """One labelled choice, as its index: options of an architecture are ordered (depths, widths)."""
+        return options[self._index(f"{self._prefix}{label}", len(options))]
+
+    def level(self, kind: str, name: str, options: Sequence[Any], position: float) -> Any:
+        """The option at the shared centre plus this layer's own step."""
+        if len(options) == 1:
+            return options[0]
+        centre = self._index(f"{self._prefix}{kind}", len(options))
+        step = self._trial.suggest_int(f"{self._prefix}{kind}:{name}", -1, 1)
+        return options[min(max(centre + step, 0), len(options) - 1)]
+
+    def amount(self, name: str, low: float, high: float, log: bool = False) -> float:
+        """A number that means the same in every family."""
+        return low if low == high else self._trial.suggest_float(name, low, high, log=log and low > 0)
+
+    def _index(self, name: str, options: int) -> int:
+        return 0 if options == 1 else self._trial.suggest_int(name, 0, options - 1)
+
+
+class PerStage:
+    """A fixed list of variables: a family, and one per kind of decision and stage of depth."""
+
+    def __init__(self, trial: Suggests) -> None:
+        self._trial = trial
+        self._stages = {
+            (kind, stage): trial.suggest_int(f"{kind}.{stage}", 0, _RESOLUTION - 1)
+            for kind in ("architecture", "sparsity", "precision")
+            for stage in range(STAGES)
+        }
+
+    def family(self, options: Sequence[str]) -> str:
+        """Which family."""
+        return options[0] if len(options) == 1 else str(self._trial.suggest_categorical("family", options))
+
+    def architecture(self, label: str, options: Sequence[Any], position: float) -> Any:
+        """The option that the stage variable points at."""
+        return self.level("architecture", label, options, position)
+
+    def level(self, kind: str, name: str, options: Sequence[Any], position: float) -> Any:
+        """The option that the stage variable points at."""
+        return options[self._stages[kind, int(position * STAGES)] * len(options) // _RESOLUTION]
+
+    def amount(self, name: str, low: float, high: float, log: bool = False) -> float:
+        """A number that means the same in every family."""
+        return low if low == high else self._trial.suggest_float(name, low, high, log=log and low > 0)
+
+
+@dataclass(frozen=True)
+class Space:
+    """All a plan can decide in one study."""
+
+    section: SpaceSection
+    training: TrainingSection
+    base: Analysis
+    inputs: tuple[Tensor, ...]
+    base_digest: str
+    seed: int
+    model_space: ModelSpace | None = None
+
+    def families(self) -> list[str]:
+        """Families of this study."""
+        return ["base"] * self.section.base + ["space"] * (self.model_space is not None)
+
+    def suggest_plan(self, draw: Draw, number: int) -> Plan:
+        """Draw one plan; ``number`` is the trial's, and only seeds the plan."""
+        family = draw.family(self.families())
+        architecture, layers, groups, ratios = self._network(draw, family)
+        return Plan(
+            architecture=architecture,
+            pruning=PruningSpec(ratios=_per_position(groups, lambda g, p: draw.level("sparsity", g, ratios, p))),
+            distillation=DistillationSpec(
+                alpha=draw.amount("alpha", *self.section.alpha),
+                temperature=draw.amount("temperature", *self.section.temperature, log=True),
+                hint_weight=draw.amount("hint_weight", *self.section.hint_weight),
+            ),
+            quantization=QuantizationSpec(
+                precisions=_per_position(
+                    layers, lambda name, p: draw.level("precision", name, self.section.precision, p)
+                )
+            ),
+            training=TrainingSpec(steps=self.steps(family), start=self.base_digest),
+            seed=self.seed + number,
+        )
+
+    def steps(self, family: str) -> int:
+        """Short budget of a candidate: more for one that starts from random weights."""
+        return round(self.training.steps * (self.training.random_start_factor if family == "space" else 1.0))
+
+    def _network(
+        self, draw: Draw, family: str
+    ) -> tuple[ArchitectureSpec, tuple[str, ...], tuple[str, ...], tuple[float, ...]]:
+        """Architecture, its layers, its prunable groups, and the pruning ratios to choose from."""
+        if family == "base":
+            dropped = self._dropped_blocks(draw) if self.section.drop_blocks else ()
+            layers = tuple(n for n in self.base.layers if not _inside(n, dropped))
+            groups = tuple(g.name for g in self.base.groups if not _inside(g.name, dropped))
+            return ArchitectureSpec(dropped_blocks=dropped), layers, groups, self.section.sparsity
+        labels = list(space_labels(self.model_space))
+        member, choices = freeze(
+            self.model_space,
+            lambda label, options: draw.architecture(label, options, labels.index(label) / len(labels)),
+        )
+        ratios = self.section.model_space_sparsity
+        groups = self._groups(member) if any(ratios) else ()
+        return ArchitectureSpec(family="space", choices=choices), tuple(weight_layers(member)), groups, ratios
+
+    def _groups(self, member: nn.Module) -> tuple[str, ...]:
+        analysis = analyse(member.eval(), self.inputs, with_blocks=False)
+        return tuple(group.name for group in analysis.groups)
+
+    def _dropped_blocks(self, draw: Draw) -> tuple[str, ...]:
+        dropped: list[str] = []
+        order = draw.architecture("block_order", ["sensitivity", "even"], 0.0)
+        for number, run in enumerate(self.base.runs):
+            # kept counts fall with the index, so that the first option changes nothing
+            gone = draw.architecture(f"dropped:{run.name}", range(len(run.blocks) + 1), number / len(self.base.runs))
+            dropped += _least_missed(run, gone) if order == "sensitivity" else _evenly_spaced(run, gone)
+        return tuple(sorted(dropped))
+
+
+def _least_missed(run: BlockRun, count: int) -> list[str]:
+    return list(run.blocks[:count])
+
+
+def _evenly_spaced(run: BlockRun, count: int) -> list[str]:
+    """Every n-th block in order of depth, the last of each stretch."""
+    in_order = sorted(run.blocks, key=_natural)
+    return [in_order[(k + 1) * len(in_order) // count - 1] for k in range(count)]
+
+
+def _natural(name: str) -> list[int | str]:
+    """Sort key in which block 10 follows block 9."""
+    return [int(part) if part.isdigit() else part for part in name.split(".")]
+
+
+def _inside(name: str, modules: tuple[str, ...]) -> bool:
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def _per_position(names: Sequence[str], choose: Callable[[str, float], Any]) -> dict[str, Any]:
+    return {name: choose(name, index / len(names)) for index, name in enumerate(names)}
+
+
+class UniformChoices:
+    """Answers like a trial, from a uniform rule, and remembers the answers: how obvious plans are enqueued.
+
+    ``None`` for a rule means the first option: nothing dropped, nothing pruned.
+    """
+
+    def __init__(self, levels: dict[str, int], options: dict[str, int], amounts: dict[str, float]) -> None:
+        self._levels, self._options, self._amounts = levels, options, amounts
+        self.params: dict[str, Any] = {}
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """The rule's index, scaled to a stage variable where the name is one; 0 for steps and all else."""
+        kind, _, stage = name.removeprefix("base.").partition(".")
+        index = 0 if ":" in name else self._levels.get(kind, 0)
+        if stage.isdigit() and kind in self._options:
+            options = self._options[kind]
+            index = -(-index * _RESOLUTION // options)
+        self.params[name] = index
+        return index
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """The rule's number, or the nearest in range."""
+        self.params[name] = min(max(self._amounts.get(name, low), low), high)
+        return float(self.params[name])
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """The first choice."""
+        self.params[name] = choices[0]
+        return choices[0]
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """A plan to enqueue; ``params`` are None where the study's own options cannot express it."""
+
+    name: str
+    plan: Plan
+    params: dict[str, Any] | None
+
+
+def obvious_plans(space: Space, parametrisation: Callable[[Suggests], Draw]) -> list[NamedPlan]:
+    """What anyone would try first: nothing, plain int8, and uniform pruning with uniform bits."""
+    section = space.section
+    everywhere: dict[str, Precision] = {}
+    plans = []
+    for name, precision in (("uncompressed", Precision.FLOAT32), ("plain int8", Precision.W8A8)):
+        everywhere = dict.fromkeys(space.base.layers, precision)
+        training = TrainingSpec(steps=0, start=space.base_digest)
+        quantization = QuantizationSpec(precisions=everywhere)
+        plan = Plan(quantization=quantization, training=training, seed=space.seed)
+        plans.append(NamedPlan(name, plan, None))
+    if not section.base:
+        return plans
+    for precision_index, sparsity_index in _uniform_levels(section):
+        choices = UniformChoices(
+            {"precision": precision_index, "sparsity": sparsity_index},
+            {"precision": len(section.precision), "sparsity": len(section.sparsity)},
+            {"alpha": 0.7, "temperature": 4.0, "hint_weight": 0.0},
+        )
+        plan = space.suggest_plan(parametrisation(choices), 0)
+        name = f"uniform {section.precision[precision_index]}, {section.sparsity[sparsity_index]:.0%} pruned"
+        plans.append(NamedPlan(name, plan, choices.params))
+    return plans
+
+
+def _uniform_levels(section: SpaceSection) -> list[tuple[int, int]]:
+    """(precision, sparsity) indices: the finest integer precision, and the middle one, at middle sparsity."""
+    integer = [i for i, p in enumerate(section.precision) if p.integer_activations] or [0]
+    middle = len(section.sparsity) // 2
+    return list(dict.fromkeys([(integer[0], middle), (integer[len(integer) // 2], middle)]))
