@@ -47,3 +47,7 @@ class StudyFailed(AutocompressError):
 
 class VerificationFailed(AutocompressError):
     """An exported file does not do what its card says; the command line ends with status 1."""
+
+
+class Interrupted(AutocompressError):
+    """The user pressed Ctrl-C; the command line ends with status 1 and says how to go on."""

@@ -122,7 +122,9 @@ def draft(bench: Bench, network: nn.Module, plan: Plan, path: Path, clock: Stage
     return Draft(network, graph)
 
 
-def finish(bench: Bench, draft: Draft, plan: Plan, path: Path, checkpoint: Path, clock: StageClock) -> torch.fx.GraphModule:
+def finish(
+    bench: Bench, draft: Draft, plan: Plan, path: Path, checkpoint: Path, clock: StageClock
+) -> torch.fx.GraphModule:
     """Train the draft, write the float weights to ``checkpoint`` and the final file to ``path``.
 
     Returns:

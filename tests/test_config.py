@@ -142,7 +142,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must be readable; .*none.toml: No such file .*; check the path$"):
         load_study(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
-    broken.write_text("name")
+    broken.write_text("name = \n")
     with pytest.raises(ConfigError, match=r"is TOML; .*broken.toml: .*line 1.*; correct that place$"):
         load_study(broken)
     broken.write_bytes(b"\xff\xfe")

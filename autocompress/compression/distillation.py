@@ -104,7 +104,9 @@ class Teacher:
         return logits, flat
 
 
-def distillation_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, spec: DistillationSpec) -> Tensor:
+def distillation_loss(
+    logits: Tensor, teacher_logits: Tensor, labels: Tensor, spec: DistillationSpec
+) -> Tensor:
     """(1 - alpha) cross-entropy + alpha T^2 KL(teacher || student) at temperature T.
 
     Hinton, Vinyals, Dean 2015, section 2; the factor T^2 keeps both gradients on one scale.
@@ -129,7 +131,9 @@ def hint_loss(features: Tensor, teacher_features: Tensor, regressor: nn.Module) 
 
     Romero et al. 2015 (FitNets), equation 3, on the features that enter the classifiers.
     """
-    return F.mse_loss(regressor(features.flatten(1)), teacher_features) / teacher_features.var().clamp_min(1e-6)
+    return F.mse_loss(regressor(features.flatten(1)), teacher_features) / teacher_features.var().clamp_min(
+        1e-6
+    )
 
 
 def index_stream(rows: int, batch_size: int, views: int, seed: int) -> Iterator[tuple[Tensor, int]]:
@@ -165,7 +169,10 @@ def train_(
     regressor = nn.Linear(width, teacher.feature_width) if teacher is not None and use_hint else nn.Identity()
     parameters = [*student.parameters(), *regressor.parameters()]
     optimiser = torch.optim.SGD(
-        _with_decay_on_weights(parameters, schedule.weight_decay), lr=schedule.learning_rate, momentum=0.9, nesterov=True
+        _with_decay_on_weights(parameters, schedule.weight_decay),
+        lr=schedule.learning_rate,
+        momentum=0.9,
+        nesterov=True,
     )
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
@@ -190,7 +197,9 @@ def train_(
                     teacher_logits, teacher_features = teacher.outputs(indices, view, inputs)
                     loss = distillation_loss(logits, teacher_logits, labels, spec)
                     if use_hint:
-                        loss = loss + spec.hint_weight * hint_loss(features[-1].float(), teacher_features, regressor)
+                        loss = loss + spec.hint_weight * hint_loss(
+                            features[-1].float(), teacher_features, regressor
+                        )
                 features.clear()
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -198,7 +207,10 @@ def train_(
                 optimiser.step()
                 rate.step()
     if not math.isfinite(loss.item()):
-        raise TrialFailed("training", f"the loss must stay finite; it is {loss.item()} after {schedule.steps} steps; lower the learning rate")
+        raise TrialFailed(
+            "training",
+            f"the loss must stay finite; it is {loss.item()} after {schedule.steps} steps; lower the learning rate",
+        )
     student.eval()
 
 
@@ -223,6 +235,7 @@ def fastest_acceleration(model: nn.Module, data: TaskData, schedule: Schedule) -
     bfloat16 is three times faster on a processor with matching instructions and slower on others;
     which of the two this machine is, only a measurement says.
     """
+
     def seconds(mode: Acceleration) -> float:
         student = copy.deepcopy(model)
         timed = replace(schedule, steps=2, acceleration=mode)

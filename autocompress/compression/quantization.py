@@ -68,7 +68,8 @@ class WeightFakeQuantizer(nn.Module):
         low, high = weight_range(self.bits)
         scaled = (weight / step).clamp(low, high)
         rounded = scaled + (scaled.round() - scaled).detach()
-        return rounded * step
+        grid: Tensor = rounded * step
+        return grid
 
     def integers(self, weight: Tensor) -> Tensor:
         """int8 tensor of the shape of ``weight``; times the step it is exactly ``forward(weight)``."""
@@ -120,7 +121,7 @@ class ActivationFakeQuantizer(nn.Module):
     def freeze_(self) -> None:
         """Fix scale and zero point from what was observed."""
         assert self.observer is not None
-        scale, zero_point = self.observer.calculate_qparams()  # type: ignore[no-untyped-call]
+        scale, zero_point = self.observer.calculate_qparams()
         self.scale.copy_(scale.reshape(()))
         self.zero_point.copy_(zero_point.reshape(()).to(torch.uint8))
         self.observer = None
@@ -128,13 +129,16 @@ class ActivationFakeQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Observed and passed on while calibrating; else on the grid, in the dtype of ``x``."""
         if torch.compiler.is_exporting():
-            options = {"shape": x.shape, "version": 21}
-            q = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.scale, self.zero_point), dtype=torch.uint8, **options)
-            return torch.onnx.ops.symbolic("DequantizeLinear", (q, self.scale, self.zero_point), dtype=x.dtype, **options)
+            grid = (self.scale, self.zero_point)
+            symbolic = torch.onnx.ops.symbolic
+            q = symbolic("QuantizeLinear", (x, *grid), dtype=torch.uint8, shape=x.shape, version=21)
+            return symbolic("DequantizeLinear", (q, *grid), dtype=x.dtype, shape=x.shape, version=21)
         if self.observer is not None:
             self.observer(x.detach().float())
             return x
-        rounded: Tensor = _RoundToGrid.apply(x, float(self.scale), int(self.zero_point))
+        rounded: Tensor = _RoundToGrid.apply(  # type: ignore[no-untyped-call]
+            x, float(self.scale), int(self.zero_point)
+        )
         return rounded
 
 
@@ -166,7 +170,8 @@ def insert_activation_quantizers_(model: torch.fx.GraphModule, precisions: Mappi
         model.add_submodule(name, ActivationFakeQuantizer())
         with model.graph.inserting_after(node):
             quantized = model.graph.call_module(name, (node,))
-        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)
+        node.replace_all_uses_with(quantized)
+        quantized.replace_input_with(quantized, node)
     model.graph.lint()
     model.recompile()
 
@@ -199,7 +204,11 @@ def quantized_tensors(model: torch.fx.GraphModule, integer_layers: set[str]) -> 
             output = _through_relu(node, model)
             if not any(user.op == "output" for user in output.users):
                 chosen[output] = None
-        elif _is_addition(node) and len(node.all_input_nodes) == 2 and all(map(is_quantized, node.all_input_nodes)):
+        elif (
+            _is_addition(node)
+            and len(node.all_input_nodes) == 2
+            and all(map(is_quantized, node.all_input_nodes))
+        ):
             for operand in node.all_input_nodes:
                 chosen[operand] = None
             chosen[_through_relu(node, model)] = None
@@ -224,8 +233,19 @@ def _is_addition(node: torch.fx.Node) -> bool:
 
 def _only_moves_values(node: torch.fx.Node, model: torch.fx.GraphModule) -> bool:
     if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), nn.Identity | nn.Dropout | nn.Flatten | nn.MaxPool2d)
-    return node.target in (operator.getitem, F.pad, torch.flatten, F.dropout, F.max_pool2d, "flatten", "view", "reshape")
+        return isinstance(
+            model.get_submodule(str(node.target)), nn.Identity | nn.Dropout | nn.Flatten | nn.MaxPool2d
+        )
+    return node.target in (
+        operator.getitem,
+        F.pad,
+        torch.flatten,
+        F.dropout,
+        F.max_pool2d,
+        "flatten",
+        "view",
+        "reshape",
+    )
 
 
 def calibrate_(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
@@ -247,9 +267,10 @@ def integer_weights(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, int]]:
     found = {}
     for name, layer in weight_layers(model).items():
         if parametrize.is_parametrized(layer, "weight"):
-            chain = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
-            quantizer = chain[0]
-            found[name] = (quantizer.integers(chain.original.detach()), quantizer.scales(), quantizer.bits)
+            chain = layer.parametrizations["weight"]  # type: ignore[index]
+            quantizer, original = chain[0], chain.original
+            assert isinstance(quantizer, WeightFakeQuantizer)
+            found[name] = (quantizer.integers(original.detach()), quantizer.scales(), quantizer.bits)
     return found
 
 

@@ -31,7 +31,7 @@ from autocompress.errors import TrialFailed
 
 BITS = (2, 3, 4, 6, 8)
 _WORD_BYTES = 3
-_BIAS_LIMIT = 2.0**31 - 256  # float32 has no value between this and 2^31
+_BIAS_LIMIT = 2.0**30  # leaves room below 2^31 for the rounding of scales
 # ONNX Runtime moves QuantizeLinear and DequantizeLinear past these before it looks for integer layers
 _MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 _CONV_DEFAULTS = {"strides": 1, "dilations": 1, "pads": 0}
@@ -270,8 +270,9 @@ def _attach_(writer: _Writer, node: onnx.NodeProto, integers: str, weights: Laye
     zero_point = [writer.constant(np.zeros(len(scales), np.int8))] if node.op_type == "Gemm" else []
     node.input[1] = writer.node("DequantizeLinear", [integers, scale_name, *zero_point], axis=0)
     if bias is not None:
-        # ONNX Runtime fuses only if this scale equals input scale times weight scale to the last bit; as a
-        # product that it folds, the scale costs a node instead of four bytes a channel
+        # The integer kernels take the bias at input scale times weight scale: with another scale a Conv does
+        # not fuse and a Gemm answers wrongly. As a product that the runtime folds, the scale costs a node
+        # instead of four bytes a channel.
         product = (writer.initial(input_scale) * scales).astype(np.float32)
         values = np.rint(writer.initial(bias).astype(np.float64) / product).astype(np.int32)
         bias_scale = writer.node("Mul", [input_scale, scale_name])
@@ -283,11 +284,10 @@ def _bias_name(node: onnx.NodeProto) -> str | None:
 
 
 def _input_scale(writer: _Writer, node: onnx.NodeProto) -> str:
-    producer = writer.producers.get(node.input[0])
-    if producer is None or producer.op_type != "DequantizeLinear":
-        found = "a graph input" if producer is None else producer.op_type
-        raise TrialFailed("export", f"{node.input[1]} needs a DequantizeLinear before its layer; got {found}")
-    return str(producer.input[1])
+    source = _dequantize_before(writer, node)
+    if source is None:
+        raise TrialFailed("export", f"{node.input[1]}: its layer needs a DequantizeLinear before it")
+    return str(source.input[1])
 
 
 def _keep_float_(writer: _Writer, nodes: Iterable[onnx.NodeProto]) -> None:
@@ -338,7 +338,7 @@ def _scales_for_bias(
 
     A channel whose integers are all 0 may have any scale, and pruned channels tend to have a tiny one.
     """
-    least = np.abs(bias.astype(np.float64)) / float(input_scale) / _BIAS_LIMIT
+    least = np.abs(bias.astype(np.float64)) / input_scale.item() / _BIAS_LIMIT
     dead = ~weights.values.reshape(len(bias), -1).any(axis=1)
     if (~dead & (weights.scales < least)).any():
         raise TrialFailed("export", f"{name}: a bias exceeds 32 bits at input scale times weight scale")

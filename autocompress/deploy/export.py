@@ -20,7 +20,9 @@ from autocompress.errors import TrialFailed
 OPSET = 21
 
 
-def export_graph(model: torch.fx.GraphModule, inputs: tuple[Tensor, ...], input_names: tuple[str, ...]) -> onnx.ModelProto:
+def export_graph(
+    model: torch.fx.GraphModule, inputs: tuple[Tensor, ...], input_names: tuple[str, ...]
+) -> onnx.ModelProto:
     """The network as an ONNX graph with float32 weights and a dynamic first dimension.
 
     The exporter's optimiser looks at values (it removes a bias that is all zero, and merges equal
@@ -51,7 +53,9 @@ def export_graph(model: torch.fx.GraphModule, inputs: tuple[Tensor, ...], input_
                 dynamic_shapes=tuple({0: batch} for _ in inputs),
             )
     except Exception as error:
-        raise TrialFailed("export", f"the network must be exportable to ONNX; {_innermost_message(error)}") from error
+        raise TrialFailed(
+            "export", f"the network must be exportable to ONNX; {_innermost_message(error)}"
+        ) from error
     assert program is not None
     graph = program.model_proto
     _separate_zero_points_(graph)
@@ -66,7 +70,9 @@ def _separate_zero_points_(model: onnx.ModelProto) -> None:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             own = node.input[1].removesuffix(".scale") + ".zero_point"
             if own not in stored:
-                stored[own] = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored[node.input[2]]), own)
+                stored[own] = onnx.numpy_helper.from_array(
+                    onnx.numpy_helper.to_array(stored[node.input[2]]), own
+                )
                 graph.initializer.append(stored[own])
             node.input[2] = own
     used = {name for node in graph.node for name in node.input}
@@ -100,7 +106,11 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

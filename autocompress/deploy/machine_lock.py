@@ -26,9 +26,15 @@ class _Files:
 
     def __init__(self, folder: Path) -> None:
         self.held = False
+        self._open: list[int] = []
         self._open = _open_files(folder, ("turnstile", "machine"))
         self.turnstile, self.machine = self._open
         _all_files.add(self)
+
+    def unlock(self, descriptor: int) -> None:
+        # a child that was forked inside a block leaves it too, but the lock is its parent's
+        if self._open:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         for descriptor in self._open:
@@ -63,7 +69,7 @@ def training_batch() -> Iterator[None]:
     try:
         fcntl.flock(files.machine, fcntl.LOCK_SH)
     finally:
-        fcntl.flock(files.turnstile, fcntl.LOCK_UN)
+        files.unlock(files.turnstile)
     yield from _hold(files)
 
 
@@ -81,7 +87,7 @@ def timing() -> Iterator[None]:
         fcntl.flock(files.machine, fcntl.LOCK_EX)
         yield from _hold(files)
     finally:
-        fcntl.flock(files.turnstile, fcntl.LOCK_UN)
+        files.unlock(files.turnstile)
 
 
 def _hold(files: _Files) -> Iterator[None]:
@@ -90,7 +96,7 @@ def _hold(files: _Files) -> Iterator[None]:
         yield
     finally:
         files.held = False
-        fcntl.flock(files.machine, fcntl.LOCK_UN)
+        files.unlock(files.machine)
 
 
 def _free_files() -> _Files:

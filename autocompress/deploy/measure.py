@@ -48,7 +48,9 @@ def compare_hits(own: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accurac
     )
 
 
-def check_parity(path: Path, inputs: list[Batch], expected: NDArray[np.float32], quantized: bool, threads: int) -> Parity:
+def check_parity(
+    path: Path, inputs: list[Batch], expected: NDArray[np.float32], quantized: bool, threads: int
+) -> Parity:
     """Compare the file's logits with torch's, which simulate the same grids.
 
     Args:
@@ -60,14 +62,21 @@ def check_parity(path: Path, inputs: list[Batch], expected: NDArray[np.float32],
         TrialFailed: outputs that do not vary over inputs, or figures beyond the tolerance.
     """
     if len(expected) > 1 and not (expected.std(axis=0) > 0).any():
-        raise TrialFailed("parity", f"logits must vary over inputs to be compared; all {len(expected)} are equal")
+        raise TrialFailed(
+            "parity", f"logits must vary over inputs to be compared; all {len(expected)} are equal"
+        )
     logits = predict(open_session(path, threads), inputs)
     if quantized:
         agreement = float((logits.argmax(axis=1) == expected.argmax(axis=1)).mean())
         if agreement < LEAST_AGREEMENT:
-            raise TrialFailed("parity", f"top-1 agreement with torch must be at least {LEAST_AGREEMENT}; it is {agreement:.4f}")
+            raise TrialFailed(
+                "parity",
+                f"top-1 agreement with torch must be at least {LEAST_AGREEMENT}; it is {agreement:.4f}",
+            )
         return Parity(top1_agreement=agreement, examples=len(expected))
     error = float(np.abs(logits - expected).max() / max(float(np.abs(expected).max()), 1e-12))
     if not error <= FLOAT_TOLERANCE:
-        raise TrialFailed("parity", f"relative error against torch must be at most {FLOAT_TOLERANCE}; it is {error:.2e}")
+        raise TrialFailed(
+            "parity", f"relative error against torch must be at most {FLOAT_TOLERANCE}; it is {error:.2e}"
+        )
     return Parity(relative_error=error, examples=len(expected))

@@ -71,7 +71,7 @@ def most_important(found: Importance, count: int = SHOWN) -> list[str]:
 def draw_importance(found: Importance) -> go.Figure:
     """A panel of bars for each objective; a parameter's label says in how many of the trials it was."""
     names = most_important(found)[::-1]
-    labels = [f"{html.escape(name)}  <i>{found.presence[name]:.0%} of trials</i>" for name in names]
+    labels = [f"{html.escape(name)}  <i>{found.presence[name]:.0%} of trials</i> " for name in names]
     titles = [_panel_title(objective, shares, names) for objective, shares in found.shares.items()]
     figure = make_subplots(
         cols=len(titles), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles
@@ -82,9 +82,10 @@ def draw_importance(found: Importance) -> go.Figure:
             x=values, y=labels, orientation="h", marker={"color": FRONT_COLOUR}, row=1, col=column,
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )  # fmt: skip
-    figure.updatelayout(layout(height=120 + 26 * len(names), showlegend=False))
+    figure.update_layout(layout(height=90 + 26 * len(names), showlegend=False))
     figure.update_xaxes(tickformat=".0%", gridcolor=GRID, rangemode="tozero", nticks=5)
     figure.update_yaxes(automargin=True)
+    figure.update_layout(margin={"t": 48, "b": 36})
     figure.update_annotations(font={"size": 13})
     return figure
 

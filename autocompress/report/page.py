@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 import pandas as pd
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autocompress.candidate import Candidate, Measurement, State
 from autocompress.config import StudyConfig
 from autocompress.report import figures, formats
+from autocompress.report.accuracy_view import accuracy_view, draw_accuracy_view
 from autocompress.report.frame import candidates_frame, front_records, plan_summary
 from autocompress.report.importance import LEAST_TRIALS, SHOWN, draw_importance, importance
 from autocompress.report.table import origin_text
 from autocompress.report.verdict import CLAIM_DROP_POINTS, claimed, decision_uses, finding, verdict
+
+_FILTERS: tuple[Callable[..., str], ...] = (
+    formats.percent,
+    formats.points,
+    formats.kilobytes,
+    formats.milliseconds,
+    formats.times,
+    formats.duration,
+    origin_text,
+)
 
 
 class Reason(NamedTuple):
@@ -161,11 +172,11 @@ def _members(records: Sequence[dict[str, Any]], candidates: Sequence[Candidate])
 
 
 def _views(frame: pd.DataFrame, baseline: Measurement, config: StudyConfig) -> dict[str, Any]:
-    latency = figures.accuracy_view(frame, baseline, config.limits, "latency")
-    size = figures.accuracy_view(frame, baseline, config.limits, "size")
+    latency = accuracy_view(frame, baseline, config.limits, "latency")
+    size = accuracy_view(frame, baseline, config.limits, "size")
     return {
-        "latency_view": _html(figures.draw_accuracy_view(latency), "accuracy-latency"),
-        "size_view": _html(figures.draw_accuracy_view(size), "accuracy-size"),
+        "latency_view": _html(draw_accuracy_view(latency), "accuracy-latency"),
+        "size_view": _html(draw_accuracy_view(size), "accuracy-size"),
         "below": latency.below,
     }
 
@@ -187,12 +198,12 @@ def _figures(candidates: Sequence[Candidate], study: optuna.Study | None) -> dic
 
 def _html(figure: go.Figure, name: str) -> Markup:
     # Plotly escapes <, > and / in its JSON; the figures escape the text that Plotly would read as HTML.
-    config = {"displaylogo": False, "responsive": True}
+    config = {"displayModeBar": False, "responsive": True}
     text = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config)
     return Markup(text)
 
 
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("autocompress", "report"),
         autoescape=True,
@@ -200,9 +211,6 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (
-        formats.percent, formats.points, formats.kilobytes, formats.milliseconds, formats.times, formats.duration,
-        origin_text,
-    ):  # fmt: skip
+    for function in _FILTERS:
         environment.filters[function.__name__] = function
     return environment.get_template("page.html.j2")

@@ -1,8 +1,11 @@
-"""Colours, markers and layout that all figures share."""
+"""Colours, markers, layout and lines that all figures share."""
 
 from __future__ import annotations
 
+import html
 from typing import Any
+
+import plotly.graph_objects as go
 
 from autocompress.plan import Precision
 
@@ -16,7 +19,7 @@ _CROSS = {"width": 2, "color": "#c0392b"}
 # Colour and marker both tell the kinds apart, for print and for the colour-blind.
 KINDS: dict[str, dict[str, Any]] = {
     "dominated": {"symbol": "circle-open", "color": "#8795a1", "size": 8},
-    "over an accuracy limit": {"symbol": "x-thin", "color": _CROSS["color"], "size": 8, "line": _CROSS},
+    "trained, over a limit": {"symbol": "x-thin", "color": _CROSS["color"], "size": 8, "line": _CROSS},
     "front": {"symbol": "circle", "color": FRONT_COLOUR, "size": 11},
 }
 # Blue runs on integer kernels, orange is decoded to float; darker is fewer bits.
@@ -49,3 +52,14 @@ def layout(height: int, **changes: Any) -> dict[str, Any]:
         "plot_bgcolor": "white",
         **changes,
     }
+
+
+def draw_vertical(figure: go.Figure, x: float, text: str, annotate_at: float | None = None) -> None:
+    """A dashed line at ``x`` with its meaning beside it; ``annotate_at`` is its place on a log axis."""
+    line = {"color": LIMIT_COLOUR, "width": 1, "dash": "dash"}
+    figure.add_shape(type="line", yref="paper", x0=x, x1=x, y0=0, y1=1, line=line)
+    # On a log axis a shape takes the value and an annotation its logarithm.
+    figure.add_annotation(
+        x=x if annotate_at is None else annotate_at, yref="paper", y=1, text=html.escape(text),
+        showarrow=False, xanchor="right", yanchor="top", xshift=-4, font={"size": 11, "color": LIMIT_COLOUR},
+    )  # fmt: skip

@@ -15,6 +15,9 @@ from autocompress.search import pareto
 CLAIM_DROP_POINTS = 1.0
 """The pick is the fastest front member whose validation drop is at most this; fixed before any run."""
 
+LEAST_COMPARED = 3
+"""Fewer candidates without a decision say nothing about it."""
+
 Record = Mapping[str, Any]
 
 
@@ -76,8 +79,8 @@ def finding(use: DecisionUse) -> str:
         return "no candidate within the limits uses it"
     if use.on_front == 0:
         return "brought nothing: no member of the front uses it"
-    if use.volume_lost is None:
-        return "every candidate uses it: nothing to compare with"
+    if use.without_it < LEAST_COMPARED or use.volume_lost is None:
+        return f"cannot be told: {use.without_it} of the candidates do without it"
     if use.volume_lost < 0.01:
         return "brought next to nothing: the others reach as much"
     return f"without it {100 * use.volume_lost:.0f} % of the hypervolume is not reached"
@@ -141,9 +144,10 @@ def _origin(pick: Record, records: Sequence[Record]) -> list[str]:
 
 
 def _who(record: Record) -> str:
-    family = "the shrunken base" if record["family"] == "base" else "the model space"
-    name = f" ({record['name']})" if record["name"] else ""
-    return f"trial {record['trial']}{name}, {record['origin']}, from {family}"
+    family = "of the base" if record["family"] == "base" else "of the model space"
+    parent = "" if record["parent"] is None else f" from trial {record['parent']}"
+    name = f" as {record['name']}" if record["name"] else ""
+    return f"trial {record['trial']} ({family}, {record['origin']}{parent}{name})"
 
 
 def _volume(candidates: Sequence[Candidate]) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autocompress.analysis import Analysis, analyse
+from autocompress.analysis import analyse
 from autocompress.candidate import Accuracy, Latency, Measurement
 from autocompress.compression.distillation import (
     Acceleration,
@@ -72,7 +72,10 @@ def load_inputs(config: StudyConfig) -> Inputs:
     _check_fit(base, data)
     space = None
     if config.space.model_space is not None:
-        space = load_space(config.space.model_space, {"num_classes": len(data.class_names)} | config.space.model_space_arguments)
+        space = load_space(
+            config.space.model_space,
+            {"num_classes": len(data.class_names)} | config.space.model_space_arguments,
+        )
     return Inputs(config, data, base, space)
 
 
@@ -93,7 +96,9 @@ def _check_fit(base: nn.Module, data: TaskData) -> None:
     classes = len(data.class_names)
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != [2, classes]:
-        raise DataError(f"the model's output has one column per class; it is {shape} for {classes} classes; check the model's arguments")
+        raise DataError(
+            f"the model's output has one column per class; it is {shape} for {classes} classes; check the model's arguments"
+        )
 
 
 def ensure_run(root: Path, inputs: Inputs, watcher: Watcher) -> RunFolder:
@@ -130,10 +135,14 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _check_run(run: RunFolder, config: StudyConfig) -> None:
     if not run.study_file.is_file():
-        raise RunError(f"a run folder is made by a search; {run.root} exists and has no study.toml; choose another with --out")
+        raise RunError(
+            f"a run folder is made by a search; {run.root} exists and has no study.toml; choose another with --out"
+        )
     difference = belongs(run, config)
     if difference:
-        raise RunError(f"a run folder belongs to one study; in {run.root} {difference}; choose another with --out, or rename the study")
+        raise RunError(
+            f"a run folder belongs to one study; in {run.root} {difference}; choose another with --out, or rename the study"
+        )
 
 
 def _make_run(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
@@ -141,14 +150,14 @@ def _make_run(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
     shutil.rmtree(preparing.root, ignore_errors=True)
     preparing.baseline.mkdir(parents=True)
     try:
-        _measure_baseline(preparing, inputs, watcher)
+        measure_baseline(preparing, inputs, watcher)
         write_study(preparing, inputs.config)
         os.replace(preparing.root, run.root)
     finally:
         shutil.rmtree(preparing.root, ignore_errors=True)
 
 
-def _measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
+def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
     started = time.perf_counter()
     config, data = inputs.config, inputs.data
     settings = config.training
@@ -189,7 +198,9 @@ def _export_and_measure(run: RunFolder, bench: Bench, target: TargetSection) -> 
         agreement = parity(bench, path, deployable, plan)
         own = split_hits(bench, path, bench.data.validation)
     except TrialFailed as error:
-        raise ModelError(f"the base must survive its export; {error.kind}: {error}; see the limits in docs/guide.md") from error
+        raise ModelError(
+            f"the base must survive its export; {error.kind}: {error}; see the limits in docs/guide.md"
+        ) from error
     np.save(run.baseline / "validation_hits.npy", own)
     size, compressed = file_sizes(path)
     return Measurement(
@@ -246,7 +257,9 @@ def paired_accuracy(own: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accu
         DataError: the split is not the one that the baseline saw.
     """
     if own.shape != baseline.shape:
-        raise DataError(f"the data must be those of the run; the split has {len(own)} examples and had {len(baseline)}; restore the data")
+        raise DataError(
+            f"the data must be those of the run; the split has {len(own)} examples and had {len(baseline)}; restore the data"
+        )
     return compare_hits(own, baseline)
 
 
@@ -298,7 +311,11 @@ def cpu_model() -> str:
 def cpu_features() -> list[str]:
     """Instruction sets that decide how fast integer kernels are."""
     flags = set(_cpu_line("flags").split())
-    return [name for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16") if name in flags]
+    return [
+        name
+        for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+        if name in flags
+    ]
 
 
 def _cpu_line(key: str) -> str:

@@ -52,7 +52,9 @@ def next_continuation(
         continued = {c.parent for c in candidates if c.parent is not None}
         taken = sum(1 for c in candidates if _generation(c, candidates) > number) + len(busy)
         eligible = [
-            c for c in candidates if c.trial not in continued and c.trial not in busy and _generation(c, candidates) <= number
+            c
+            for c in candidates
+            if c.trial not in continued and c.trial not in busy and _generation(c, candidates) <= number
         ]
         if taken >= width:
             continue
@@ -82,7 +84,9 @@ def promising(candidates: Sequence[Candidate], count: int, by_family: bool) -> l
     if not by_family or len(families) < 2:
         return _greedy(usable, count)
     share = math.ceil(count / len(families))
-    ranked = [_greedy([c for c in usable if c.plan.architecture.family == family], share) for family in families]
+    ranked = [
+        _greedy([c for c in usable if c.plan.architecture.family == family], share) for family in families
+    ]
     interleaved = [c for place in range(share) for members in ranked for c in members[place : place + 1]]
     return interleaved[:count]
 
@@ -99,7 +103,9 @@ def _greedy(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     while left and len(chosen) < count:
         taken = [points[c.trial] for c in chosen]
         # the drop decides between candidates that add nothing
-        best = max(left, key=lambda c: (hypervolume(np.array([*taken, points[c.trial]])), -points[c.trial][0]))
+        best = max(
+            left, key=lambda c: (hypervolume(np.array([*taken, points[c.trial]])), -points[c.trial][0])
+        )
         chosen.append(best)
         left.remove(best)
     return chosen

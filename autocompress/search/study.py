@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -27,7 +26,6 @@ from torch import nn
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig
-from autocompress.deploy.machine_lock import training_batch
 from autocompress.deploy.measure import file_sizes
 from autocompress.errors import RunError, StudyFailed, TrialFailed
 from autocompress.models import weights_digest
@@ -57,7 +55,6 @@ from autocompress.search.run_folder import (
     read_facts,
     record,
     remove_trial,
-    write_json,
 )
 from autocompress.search.samplers import make_sampler, parametrisation
 from autocompress.search.space import Space, obvious_plans
@@ -139,7 +136,13 @@ def search(config: StudyConfig, root: Path, watcher: Watcher, storage: str | Non
 
 
 def _open(
-    config: StudyConfig, run: RunFolder, inputs: Inputs, watcher: Watcher, storage: str | None, worker: str, rank: int
+    config: StudyConfig,
+    run: RunFolder,
+    inputs: Inputs,
+    watcher: Watcher,
+    storage: str | None,
+    worker: str,
+    rank: int,
 ) -> Session:
     digest = restore_base(run, inputs)
     facts = read_facts(run)
@@ -189,7 +192,8 @@ def open_study(run: RunFolder, config: StudyConfig, storage: str | None) -> optu
     backend: BaseStorage | str = storage or JournalStorage(JournalFileBackend(str(run.journal)))
     # several runs may share a database, a journal has one
     name = f"{config.study.name}@{run.root.resolve()}" if storage else STUDY_NAME
-    directions = ["maximize"] if config.study.mode == "scalar" else ["minimize"] * 3
+    best, least = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+    directions = [best] if config.study.mode == "scalar" else [least] * 3
     study = optuna.create_study(storage=backend, study_name=name, directions=directions, load_if_exists=True)
     if config.study.mode == "pareto":
         study.set_metric_names(["drop_points", "ln_size_ratio", "ln_latency_ratio"])
@@ -217,7 +221,9 @@ def _running(session: Session) -> list[FrozenTrial]:
     return session.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def _prepare_next(session: Session, candidates: Sequence[Candidate], running: Sequence[FrozenTrial], progress: float) -> bool:
+def _prepare_next(
+    session: Session, candidates: Sequence[Candidate], running: Sequence[FrozenTrial], progress: float
+) -> bool:
     """Enqueue a continuation where one is due; False if nothing is left to do in the time."""
     if session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         return True
@@ -240,7 +246,11 @@ def _prepare_next(session: Session, candidates: Sequence[Candidate], running: Se
 def _has_time_for_another(session: Session, candidates: Sequence[Candidate]) -> bool:
     """Whether a trial of the usual length ends before the timeout; the first ones are always tried."""
     timeout = session.config.study.timeout_s
-    usual = [c.finished_s - c.started_s for c in candidates if c.origin is Origin.SAMPLED and c.state is State.COMPLETE]
+    usual = [
+        c.finished_s - c.started_s
+        for c in candidates
+        if c.origin is Origin.SAMPLED and c.state is State.COMPLETE
+    ]
     return timeout is None or not usual or session.elapsed_s() + statistics.median(usual) <= timeout
 
 
@@ -254,7 +264,12 @@ def _enqueue_continuation(session: Session, continuation: Continuation) -> None:
     original = session.study.get_trials(deepcopy=False)[parent.trial]
     session.study.enqueue_trial(
         original.params,
-        user_attrs={"plan": plan.model_dump_json(), "origin": "continued", "parent": parent.trial, "name": parent.name},
+        user_attrs={
+            "plan": plan.model_dump_json(),
+            "origin": "continued",
+            "parent": parent.trial,
+            "name": parent.name,
+        },
     )
 
 
@@ -493,12 +508,21 @@ def describe(plan: Plan, name: str = "") -> str:
     """One line about a plan, for people."""
     architecture = plan.architecture
     if architecture.family == "base":
-        body = f"base without {len(architecture.dropped_blocks)} blocks" if architecture.dropped_blocks else "base"
+        body = (
+            f"base without {len(architecture.dropped_blocks)} blocks"
+            if architecture.dropped_blocks
+            else "base"
+        )
     else:
         body = "space " + " ".join(f"{label}={value}" for label, value in architecture.choices.items())
     bits = sorted({str(p) for p in plan.quantization.precisions.values()})
     pruned = [r for r in plan.pruning.ratios.values() if r > 0]
-    parts = [body, f"{len(pruned)} groups pruned" if pruned else "", "/".join(bits), f"{plan.training.steps} steps"]
+    parts = [
+        body,
+        f"{len(pruned)} groups pruned" if pruned else "",
+        "/".join(bits),
+        f"{plan.training.steps} steps",
+    ]
     return ", ".join(([name] if name else []) + [part for part in parts if part])
 
 
@@ -547,8 +571,12 @@ def measure_test(session: Session) -> None:
             assert candidate.measurement is not None
             if candidate.measurement.test is None:
                 yardstick = test_hits(session.run, session.bench)
-                own = split_hits(session.bench, session.run.artifact(candidate.trial), session.bench.data.test)
-                measurement = candidate.measurement.model_copy(update={"test": paired_accuracy(own, yardstick)})
+                own = split_hits(
+                    session.bench, session.run.artifact(candidate.trial), session.bench.data.test
+                )
+                measurement = candidate.measurement.model_copy(
+                    update={"test": paired_accuracy(own, yardstick)}
+                )
                 record(session.run, candidate.model_copy(update={"measurement": measurement}))
 
 

@@ -1,0 +1,248 @@
+"""The command line. Heavy imports stay inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from autocompress.errors import AutocompressError, Interrupted, RunError, UserError
+
+if TYPE_CHECKING:
+    from autocompress.config import StudyConfig
+    from autocompress.search.run_folder import RunFolder
+
+app = typer.Typer(
+    name="autocompress",
+    help="Search jointly over architecture, sparsity, bit-widths and distillation; every candidate is a measured file.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a search, such as runs/digits.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="Data folder; replaces [data] folder and AUTOCOMPRESS_DATA."),
+]
+
+
+def main() -> None:
+    """Entry point: one line and status 2 for the user's mistakes, status 1 for anything else."""
+    try:
+        status = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(error.format_message(), 2)
+    except UserError as error:
+        _fail(str(error), 2)
+    except AutocompressError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has what it wanted; Python would complain at exit
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print("autocompress: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+@app.command()
+def search(
+    study: StudyArgument,
+    trials: Annotated[int | None, typer.Option(min=1, help="Total number of trials of the run.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="30m", help="Total time of the run, such as 90s, 30m or 1h.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; by default runs/<study name>.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the study's seed.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Optuna storage; by default a journal in RUN.")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Run a study, or resume it where it stopped."""
+    from autocompress.config import load_study
+
+    overrides = {"trials": trials, "timeout": timeout, "seed": seed}
+    config = load_study(study, data, overrides)
+    root = out or Path("runs") / config.study.name
+    resume = " ".join(["autocompress", *sys.argv[1:]])
+    run = _search(config, root, storage, resume)
+    _show_results(run, config)
+
+
+def _search(config: StudyConfig, root: Path, storage: str | None, resume: str) -> RunFolder:
+    from rich.console import Console
+
+    from autocompress.progress import watcher_for
+    from autocompress.search.run_folder import RunFolder, read_candidates
+    from autocompress.search.study import search as run_search
+
+    try:
+        with watcher_for(Console(), config) as watcher:
+            return run_search(config, root, watcher, storage)
+    except KeyboardInterrupt:
+        run = RunFolder(root)
+        if run.study_file.is_file() and read_candidates(run):
+            _show_results(run, config)
+        raise Interrupted(
+            f"the search was interrupted; nothing finished is lost; to go on: {resume}"
+        ) from None
+
+
+def _show_results(run: RunFolder, config: StudyConfig) -> None:
+    """Print the front, write the report, and say what to do next."""
+    from rich.console import Console
+
+    from autocompress.report.table import front_table_text
+
+    frame = _frame(run)
+    Console(width=None if sys.stdout.isatty() else 160).print(front_table_text(frame))
+    path = _write_report(run, run.report)
+    print(f"report: {path}")
+    print(f"export a member: autocompress export {run.root} --trial N -o DIR")
+
+
+def _frame(run: RunFolder) -> Any:
+    from autocompress.report.frame import candidates_frame
+    from autocompress.search.run_folder import read_baseline, read_candidates, run_config
+
+    return candidates_frame(read_candidates(run), read_baseline(run), run_config(run).objective)
+
+
+def _write_report(run: RunFolder, path: Path) -> Path:
+    from autocompress.report.page import write_report
+    from autocompress.search.run_folder import (
+        read_analysis,
+        read_baseline,
+        read_candidates,
+        read_facts,
+        run_config,
+    )
+    from autocompress.search.study import open_study
+
+    config = run_config(run)
+    facts = read_facts(run) | {"analysis": read_analysis(run).model_dump(mode="json")}
+    study = open_study(run, config, None) if run.journal.is_file() else None
+    write_report(
+        path,
+        config=config,
+        baseline=read_baseline(run),
+        candidates=read_candidates(run),
+        facts=facts,
+        study=study,
+    )
+    return path
+
+
+@app.command()
+def front(
+    run: RunArgument,
+    format: Annotated[Literal["table", "json", "csv"], typer.Option(help="How to print it.")] = "table",
+) -> None:
+    """Print the Pareto front of a run."""
+    import json
+
+    from rich.console import Console
+
+    from autocompress.report.frame import front_records
+    from autocompress.report.table import front_table_text
+    from autocompress.search.run_folder import open_run
+
+    folder = open_run(run)
+    frame = _frame(folder)
+    frame["artifact"] = [str(folder.artifact(int(number))) for number in frame["trial"]]
+    if format == "json":
+        print(json.dumps(front_records(frame), indent=1))
+    elif format == "csv":
+        print(frame[frame["on_front"]].to_csv(index=False), end="")
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(front_table_text(frame))
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="report.html", help="By default RUN/report.html.")
+    ] = None,
+) -> None:
+    """Write the report page of a run: one file, works offline."""
+    from autocompress.search.run_folder import open_run
+
+    folder = open_run(run)
+    path = output or folder.report
+    if not path.parent.is_dir():
+        raise RunError(f"the report's folder must exist; {path.parent} does not; make it first")
+    print(_write_report(folder, path))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="New folder for the file and its card.")
+    ],
+    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Number of the trial.")] = None,
+    best: Annotated[
+        str | None,
+        typer.Option(metavar="EXPR", help="Such as 'max latency_speedup where val_drop_points <= 1'."),
+    ] = None,
+    to: Annotated[Literal["onnx"], typer.Option(help="Format.")] = "onnx",
+) -> None:
+    """Copy one candidate out of a run, verified, with its card."""
+    from autocompress.report.selection import select_best
+    from autocompress.search.delivery import export_candidate
+    from autocompress.search.run_folder import open_run
+
+    if (trial is None) == (best is None):
+        raise RunError("export takes one of --trial N and --best EXPR; got both or neither; give one")
+    folder = open_run(run)
+    number = trial if trial is not None else select_best(_frame(folder), best or "")
+    print(f"trial {number}: {export_candidate(folder, number, output)}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `export` wrote.")],
+    study: Annotated[
+        Path | None,
+        typer.Option(metavar="STUDY.toml", help="Also check the accuracy on this study's validation data."),
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Check that an exported file still does what its card says; latency is printed, never failed."""
+    from autocompress.config import load_study
+    from autocompress.deploy.card import verify_folder
+    from autocompress.errors import VerificationFailed
+    from autocompress.search.delivery import latency_line, verify_accuracy
+
+    checks = verify_folder(folder)
+    if study is not None and all(check.passed for check in checks):
+        checks.append(verify_accuracy(folder, load_study(study, data)))
+    for check in checks:
+        print(f"{'ok    ' if check.passed else 'FAILED'} {check.name}: {check.detail}")
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        raise VerificationFailed(
+            f"the file must do what its card says; failed: {', '.join(failed)}; export it again"
+        )
+    print(latency_line(folder))
+
+
+@app.command()
+def check(study: StudyArgument, data: DataOption = None) -> None:
+    """Load everything, measure the baseline, try one candidate, and say how long the study takes."""
+    from autocompress.config import load_study
+    from autocompress.search.preview import preview
+
+    for line in preview(load_study(study, data)):
+        print(line, flush=True)
