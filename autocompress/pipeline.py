@@ -34,11 +34,12 @@ from autocompress.compression.quantization import (
     fold_batch_norm,
     insert_activation_quantizers_,
     integer_weights,
+    with_rounded_biases,
 )
 from autocompress.config import TrainingSection
 from autocompress.data.task import Split, TaskData
 from autocompress.deploy.encoding import LayerWeights, encode_weights, strip
-from autocompress.deploy.export import export_graph, initializer_names
+from autocompress.deploy.export import export_graph, initializer_names, with_random_values
 from autocompress.deploy.measure import Batch, check_parity, hits
 from autocompress.layers import weight_layers
 from autocompress.models import ModelSpace, freeze
@@ -115,10 +116,10 @@ def draft(bench: Bench, network: nn.Module, plan: Plan, path: Path, clock: Stage
         TrialFailed: the network cannot be exported or encoded.
     """
     with clock.stage("export"):
-        deployable = _deployable(network, plan)
-        graph = export_graph(deployable, bench.data.example_inputs(2), bench.data.input_names)
-        attach_weight_quantizers_(deployable, plan.quantization.precisions)
-        write_file(graph, deployable, plan, path)
+        structure = with_random_values(_deployable(network, plan))
+        graph = export_graph(structure, bench.data.example_inputs(2), bench.data.input_names)
+        attach_weight_quantizers_(structure, plan.quantization.precisions)
+        write_file(graph, structure, plan, path)
     return Draft(network, graph)
 
 
@@ -211,20 +212,25 @@ def split_hits(bench: Bench, path: Path, split: Split) -> NDArray[np.bool_]:
     return hits(path, batches(), bench.threads)
 
 
-def parity(bench: Bench, path: Path, deployable: nn.Module, plan: Plan) -> Parity:
-    """Compare the file with the torch network that simulates it, on validation examples.
+def parity(bench: Bench, path: Path, deployable: torch.fx.GraphModule, plan: Plan) -> Parity:
+    """Compare the file with the torch network that simulates it, on validation and calibration inputs.
 
     Raises:
         TrialFailed: they disagree.
     """
-    validation = bench.data.validation
-    # spread over the split, whose rows may be sorted by class
-    rows = torch.linspace(0, len(validation) - 1, min(PARITY_EXAMPLES, len(validation))).long()
-    part = validation.take(rows)
-    inputs, expected = [], []
-    for batch, _ in bench.data.batches(part, EVALUATION_BATCH):
-        with torch.no_grad():
-            expected.append(deployable(*batch).numpy())
-        inputs.append(tuple(x.numpy() for x in batch))
     integer = any(p.integer_activations for p in plan.quantization.precisions.values())
+    simulation = with_rounded_biases(deployable) if integer else deployable
+    inputs, expected = [], []
+    for batch in _parity_inputs(bench.data):
+        with bench.each_batch(), torch.no_grad():
+            expected.append(simulation(*batch).numpy())
+        inputs.append(tuple(x.numpy() for x in batch))
     return check_parity(path, inputs, np.concatenate(expected), integer, bench.threads)
+
+
+def _parity_inputs(data: TaskData) -> Iterator[tuple[Tensor, ...]]:
+    """Up to PARITY_EXAMPLES of each split, spread over it: rows may be sorted by class."""
+    for split in (data.validation, data.calibration):
+        rows = torch.linspace(0, len(split) - 1, min(PARITY_EXAMPLES, len(split))).long()
+        for batch, _ in data.batches(split.take(rows), EVALUATION_BATCH):
+            yield batch

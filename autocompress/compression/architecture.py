@@ -23,7 +23,7 @@ def find_blocks(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Bloc
     """The smallest modules with at least two weight layers whose output has the shape of their input.
 
     Args:
-        model: the network, unchanged by this.
+        model: the network, in evaluation mode, unchanged by this.
         inputs: one batch of model inputs.
 
     Returns:
@@ -81,7 +81,7 @@ def drop_blocks(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
     """
     student = copy.deepcopy(model)
     for name in names:
-        student.set_submodule(name, nn.Identity())
+        student.set_submodule(name, nn.Identity(), strict=True)
     return student
 
 

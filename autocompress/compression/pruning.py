@@ -31,7 +31,7 @@ def find_groups(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Grou
     """All channel groups that survive a dry run, and the reason for each that does not.
 
     Args:
-        model: the network, unchanged by this.
+        model: the network, in evaluation mode, unchanged by this.
         inputs: one batch of model inputs.
     """
     names = {module: name for name, module in model.named_modules()}
@@ -67,18 +67,19 @@ def prune(
     """
     student = copy.deepcopy(model)
     modules = dict(student.named_modules())
-    if all(ratio == 0 for ratio in ratios.values()):
+    layers = {name: modules[name] for name in ratios}
+    if not any(ratios.values()):
         return student
     graph = _graph(student, inputs)
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)
     for name, ratio in ratios.items():
-        group = _group_of(graph, modules[name], None)
+        group = _group_of(graph, layers[name], None)
         scores = importance(group)
         kept = kept_channels(len(scores), ratio, multiple)
         if kept < len(scores):
             # a stable sort, so that equal scores give the same channels on every run
             order = torch.argsort(scores, stable=True)
-            _group_of(graph, modules[name], order[: len(scores) - kept].tolist()).prune()
+            _group_of(graph, layers[name], order[: len(scores) - kept].tolist()).prune()
     return student
 
 

@@ -23,7 +23,7 @@ from torch.ao.quantization.observer import HistogramObserver
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import parametrize
 
-from autocompress.layers import call, trace, weight_layers
+from autocompress.layers import WEIGHT_LAYERS, call, trace, weight_layers
 from autocompress.plan import Precision
 
 _STEP_CANDIDATES = torch.linspace(0.3, 1.0, 36)
@@ -165,9 +165,13 @@ def insert_activation_quantizers_(model: torch.fx.GraphModule, precisions: Mappi
         precisions: by layer name; layers that are not named compute in float32.
     """
     integer = {name for name, precision in precisions.items() if precision.integer_activations}
+    names: dict[torch.fx.Node, str] = {}
     for number, node in enumerate(quantized_tensors(model, integer)):
-        name = f"activation_{number}"
-        model.add_submodule(name, ActivationFakeQuantizer())
+        # what only moves values keeps the grid of its input, so that the runtime can do it on integers
+        source = _source(node, model)
+        name = names.setdefault(source, f"activation_{number}")
+        if name == f"activation_{number}":
+            model.add_submodule(name, ActivationFakeQuantizer())
         with model.graph.inserting_after(node):
             quantized = model.graph.call_module(name, (node,))
         node.replace_all_uses_with(quantized)
@@ -231,6 +235,17 @@ def _is_addition(node: torch.fx.Node) -> bool:
     return node.target in (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
+def _source(node: torch.fx.Node, model: torch.fx.GraphModule) -> torch.fx.Node:
+    """Where the node's values come from, through quantisers and operations that only move values."""
+    while _only_moves_values(node, model) or _is_quantizer(node, model):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_quantizer(node: torch.fx.Node, model: torch.fx.GraphModule) -> bool:
+    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), ActivationFakeQuantizer)
+
+
 def _only_moves_values(node: torch.fx.Node, model: torch.fx.GraphModule) -> bool:
     if node.op == "call_module":
         return isinstance(
@@ -272,6 +287,24 @@ def integer_weights(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, int]]:
             assert isinstance(quantizer, WeightFakeQuantizer)
             found[name] = (quantizer.integers(original.detach()), quantizer.scales(), quantizer.bits)
     return found
+
+
+def with_rounded_biases(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy that adds biases as integer kernels do: rounded to multiples of input scale times weight scale.
+
+    Without it one output in a thousand rounds to the neighbouring level, which deep networks amplify.
+    """
+    rounded = copy.deepcopy(model)
+    for node in rounded.graph.nodes:
+        layer = rounded.get_submodule(node.target) if node.op == "call_module" else None
+        source = node.all_input_nodes[0] if layer is not None else node
+        if not isinstance(layer, WEIGHT_LAYERS) or not _is_quantizer(source, rounded) or layer.bias is None:
+            continue
+        if parametrize.is_parametrized(layer, "weight"):
+            scales = layer.parametrizations["weight"][0].scales()  # type: ignore[index, union-attr, operator]
+            grid = scales * rounded.get_buffer(f"{source.target}.scale")
+            layer.bias.data = (layer.bias.data / grid).round() * grid
+    return rounded
 
 
 def deployment_tensors(model: nn.Module) -> dict[str, Tensor]:

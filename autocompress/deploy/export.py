@@ -25,25 +25,21 @@ def export_graph(
 ) -> onnx.ModelProto:
     """The network as an ONNX graph with float32 weights and a dynamic first dimension.
 
-    The exporter's optimiser looks at values (it removes a bias that is all zero, and merges equal
-    tensors), but the graph must fit whatever the training will yield. So a copy with random parameters
-    is exported: the result has the right structure and names, and meaningless values.
-
     Args:
-        model: plain network (no parametrisations); activation quantisers export themselves.
+        model: what :func:`with_random_values` made of a plain network (no parametrisations); activation
+            quantisers export themselves.
         inputs: example inputs, any batch size.
         input_names: names of the graph's inputs; the output is called ``logits``.
 
     Raises:
         TrialFailed: the network cannot be exported.
     """
-    structure = _randomised(model)
     batch = torch.export.Dim("batch", min=1, max=65536)
     example = tuple(torch.cat([x[:1], x[:1]]) for x in inputs)
     try:
         with _quiet():
             program = torch.onnx.export(
-                structure,
+                model,
                 example,
                 dynamo=True,
                 verbose=False,
@@ -81,7 +77,13 @@ def _separate_zero_points_(model: onnx.ModelProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _randomised(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def with_random_values(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy with meaningless parameters, to draw the structure of a file from.
+
+    The exporter's optimiser looks at values (it removes a bias that is all zero, and merges equal tensors),
+    but the graph must fit whatever the training will yield. Zero points stay: the runtime fuses a ReLU only
+    into a rounding whose zero point is 0.
+    """
     structure = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

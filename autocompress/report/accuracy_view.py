@@ -248,7 +248,7 @@ def _draw_continued(figure: go.Figure, view: AccuracyView) -> None:
     y = [value for parent, child in view.continued for value in (parent[1], child[1], None)]
     if x:
         line = {"color": KINDS["front"]["color"], "width": 1, "dash": "dot"}
-        figure.add_scatter(x=x, y=y, mode="lines", line=line, name="trained on", hoverinfo="skip")
+        figure.add_scatter(x=x, y=y, mode="lines", line=line, name="continued training", hoverinfo="skip")
 
 
 def _draw_labels(figure: go.Figure, view: AccuracyView) -> None:

@@ -33,6 +33,11 @@ _FILTERS: tuple[Callable[..., str], ...] = (
     formats.duration,
     origin_text,
 )
+_ANALYSIS_LABELS = {
+    "runs": "removable blocks, least missed first",
+    "groups": "prunable channel groups",
+    "layers": "layers with a precision",
+}
 
 
 class Reason(NamedTuple):
@@ -76,9 +81,9 @@ def write_report(
         config: the resolved study.
         baseline: figures of the uncompressed file.
         candidates: the records of all trials.
-        facts: ``environment`` and ``analysis``, each a mapping of labels to values; other entries are shown
-            with the environment. In ``analysis`` a list counts, and a mapping (``left_out``) becomes a table.
-            ``run_folder`` is named in the export commands; without it ``runs/<study name>``.
+        facts: labels and values of the environment, shown as they come. Two entries are special: ``analysis``
+            (an :class:`~autocompress.analysis.Analysis` as JSON) and ``run_folder``, which the export
+            commands name; without it they name ``runs/<study name>``.
         study: the Optuna study, for parameter importance.
     """
     page = render(config, baseline, candidates, facts, study)
@@ -116,7 +121,7 @@ def render(
         stopped=reasons(candidates, State.OVER_LIMIT),
         seconds=max((candidate.finished_s for candidate in candidates), default=0.0),
         environment=environment_facts(facts),
-        analysis=[_fact(label, value) for label, value in facts.get("analysis", {}).items()],
+        analysis=analysis_facts(facts.get("analysis", {})),
         least_trials=LEAST_TRIALS,
         shown=SHOWN,
         plotly_js=Markup(get_plotlyjs()),
@@ -130,31 +135,60 @@ def reasons(candidates: Sequence[Candidate], state: State) -> list[Reason]:
     kinds: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         if candidate.state is state:
-            kinds.setdefault(candidate.reason.partition(":")[0].strip() or "unknown", []).append(candidate)
+            kinds.setdefault(_kind(candidate), []).append(candidate)
     found = [
-        Reason(kind, [c.trial for c in members], Counter(_message(c.reason) for c in members).most_common())
+        Reason(kind, [c.trial for c in members], Counter(map(_message, members)).most_common())
         for kind, members in kinds.items()
     ]
     return sorted(found, key=lambda reason: -len(reason.trials))
 
 
 def environment_facts(facts: Mapping[str, Any]) -> list[Fact]:
-    """The lines on the machine and the versions."""
-    others = {k: v for k, v in facts.items() if k not in ("environment", "analysis", "run_folder")}
-    return [_fact(label, value) for label, value in {**facts.get("environment", {}), **others}.items()]
+    """The lines on the machine, the versions and the settings."""
+    return [_fact(label, value) for label, value in facts.items() if label not in ("analysis", "run_folder")]
 
 
-def _message(reason: str) -> str:
-    return reason.partition(":")[2].strip() or reason
+def analysis_facts(analysis: Mapping[str, Any]) -> list[Fact]:
+    """The lines on what was found in the base; lists are counted, mappings of reasons are told in full."""
+    return [_analysis_fact(label, value) for label, value in analysis.items()]
+
+
+def _analysis_fact(label: str, value: Any) -> Fact:
+    text = _ANALYSIS_LABELS.get(label, label.replace("_", " "))
+    if label == "runs":
+        blocks = {run["name"]: ", ".join(run["blocks"]) for run in value}
+        return Fact(text, str(sum(len(run["blocks"]) for run in value)), blocks)
+    if label == "groups":
+        sizes = {group["name"]: f"{group['channels']} channels" for group in value}
+        return Fact(text, str(len(value)), sizes)
+    if isinstance(value, list | tuple):
+        return Fact(text, str(len(value)), {})
+    return _fact(text, value)
 
 
 def _fact(label: str, value: Any) -> Fact:
     text = label.replace("_", " ")
     if isinstance(value, Mapping):
-        return Fact(text, f"{len(value)}", {str(name): str(detail) for name, detail in value.items()})
+        return Fact(text, str(len(value)), {str(name): _plain(detail) for name, detail in value.items()})
+    return Fact(text, _plain(value), {})
+
+
+def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return Fact(text, f"{len(value)}", {})
-    return Fact(text, str(value), {})
+        return ", ".join(str(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _kind(candidate: Candidate) -> str:
+    broken = [limit for limit, amount in candidate.violations.items() if amount > 0]
+    if candidate.state is State.OVER_LIMIT and broken:
+        return ", ".join(broken)
+    return candidate.reason.partition(":")[0].strip() or "unknown"
+
+
+def _message(candidate: Candidate) -> str:
+    kind, _, message = candidate.reason.partition(":")
+    return message.strip() or kind
 
 
 def _best_h(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

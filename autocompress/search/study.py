@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 from torch import nn
+from torch.fx import GraphModule
 
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Measurement, Origin, State
@@ -459,21 +460,21 @@ def _over_limit_unbuilt(session: Session, current: _Trial, least_bytes: int) -> 
     """Stop before the export where the packed weights alone break a limit on bytes."""
     found = size_violations(session.config.limits, least_bytes, session.baseline.size_bytes)
     broken = describe_broken(found, session.config.limits)
-    if not broken or current.origin is Origin.ENQUEUED:
+    if not broken or current.plan.training.steps == 0:
         return None
     return _Result(State.OVER_LIMIT, f"limit: {broken}, by its weights alone", None, found)
 
 
 def _over_limit(session: Session, current: _Trial, measurement: Measurement) -> _Result | None:
-    """Stop before the training where bytes or latency break a limit; obvious plans are measured all the same."""
+    """Stop before the training where bytes or latency break a limit; what needs none is measured all the same."""
     found = violations(session.config.limits, measurement, session.baseline.size_bytes)
     broken = describe_broken(found, session.config.limits)
-    if not broken or current.origin is Origin.ENQUEUED:
+    if not broken or current.plan.training.steps == 0:
         return None
     return _Result(State.OVER_LIMIT, f"limit: {broken}", measurement, found)
 
 
-def _measure_trained(session: Session, current: _Trial, deployable: nn.Module) -> Measurement:
+def _measure_trained(session: Session, current: _Trial, deployable: GraphModule) -> Measurement:
     path = session.run.artifact(current.number)
     with current.clock.stage("parity"):
         agreement = parity(session.bench, path, deployable, current.plan)
