@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,6 +34,9 @@ DataOption = Annotated[
 
 def main() -> None:
     """Entry point: one line and status 2 for the user's mistakes, status 1 for anything else."""
+    if not sys.warnoptions:
+        # libraries warn their developers; what a user must know is an error or a line of the command's own
+        warnings.simplefilter("ignore")
     try:
         status = app(standalone_mode=False)
     except typer.TyperException as error:

@@ -49,7 +49,7 @@ class Branching(Tiny):
 
 class Unexportable(Tiny):
     def forward(self, x):
-        return torch.special.bessel_j0(super().forward(x))
+        return torch.lgamma(super().forward(x).exp())
 
 
 def raises():

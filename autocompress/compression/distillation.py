@@ -91,7 +91,11 @@ class Teacher:
         known = self._table[view, indices]
         missing = known[:, 0].isnan()
         if missing.any():
-            fresh = torch.cat(self._run(tuple(x[missing] for x in inputs)), dim=1)
+            rows = tuple(x[missing] for x in inputs)
+            if len(rows[0]) == 1:
+                # a single row meets other kernels, whose last bits differ; answers must not depend on who asks first
+                rows = tuple(torch.cat([x, x]) for x in rows)
+            fresh = torch.cat(self._run(rows), dim=1)[: int(missing.sum())]
             known[missing] = fresh.to(known.dtype)
             self._table[view, indices[missing]] = fresh.to(known.dtype)
         known = known.float()

@@ -37,11 +37,19 @@ from autocompress.models import ModelSpace, load_model, load_space, load_weights
 from autocompress.pipeline import Bench, build_network, draft, finish, float_state, parity, split_hits
 from autocompress.plan import DistillationSpec, Plan
 from autocompress.search.events import Watcher
-from autocompress.search.run_folder import RunFolder, belongs, read_baseline, write_json, write_study
+from autocompress.search.run_folder import (
+    RunFolder,
+    belongs,
+    read_baseline,
+    write_json,
+    write_study,
+    write_task,
+)
 from autocompress.search.workers import exclusive
 from autocompress.stage_clock import StageClock
 
 ANALYSIS_EXAMPLES = 256
+REFERENCE_EXAMPLES = 8
 LEAST_TIMES_CHANCE = 1.5
 _PACKAGES = ("autocompress", "torch", "onnxruntime", "onnx", "optuna", "torch-pruning", "nni")
 
@@ -184,8 +192,20 @@ def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
     analysis = analyse(inputs.base, data.model_inputs(data.calibration, rows))
     write_json(run.baseline / "measurement.json", measurement)
     write_json(run.baseline / "analysis.json", analysis)
+    _keep_task(run, data)
     facts = environment(config, acceleration) | {"baseline_s": round(time.perf_counter() - started, 3)}
     write_json(run.baseline / "facts.json", facts)
+
+
+def _keep_task(run: RunFolder, data: TaskData) -> None:
+    # spread over the split, whose rows may be sorted by class
+    rows = torch.linspace(0, len(data.validation) - 1, min(REFERENCE_EXAMPLES, len(data.validation))).long()
+    task = {
+        "class_names": data.class_names,
+        "preprocessing": data.preprocessing,
+        "input_names": data.input_names,
+    }
+    write_task(run, task, [x.numpy() for x in data.model_inputs(data.validation, rows)])
 
 
 def _export_and_measure(run: RunFolder, bench: Bench, target: TargetSection) -> Measurement:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from autocompress.analysis import Analysis
@@ -183,3 +186,31 @@ def read_facts(run: RunFolder) -> dict[str, Any]:
     """Environment in which the baseline was measured."""
     facts: dict[str, Any] = json.loads((run.baseline / "facts.json").read_text(encoding="utf-8"))
     return facts
+
+
+def write_task(run: RunFolder, task: dict[str, Any], reference_inputs: Sequence[NDArray[Any]]) -> None:
+    """Keep what an export needs of the data, so that it needs no data.
+
+    Args:
+        task: ``class_names preprocessing input_names``; plain JSON values.
+        reference_inputs: a few examples as model inputs, one array (examples, ...) for each input.
+    """
+    write_json(run.baseline / "task.json", task)
+    np.savez(run.baseline / "reference_inputs.npz", *reference_inputs)
+
+
+def read_task(run: RunFolder) -> tuple[dict[str, Any], tuple[NDArray[Any], ...]]:
+    """What :func:`write_task` kept.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        task: dict[str, Any] = json.loads((run.baseline / "task.json").read_text(encoding="utf-8"))
+        with np.load(run.baseline / "reference_inputs.npz", allow_pickle=False) as arrays:
+            return task, tuple(np.asarray(arrays[f"arr_{i}"]) for i in range(len(task["input_names"])))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"an export needs the run's task.json and reference_inputs.npz; {run.baseline}: {error}; "
+            "restore the folder, or search again in another one"
+        ) from error

@@ -124,16 +124,16 @@ def ring_task(rows: int = 96) -> TaskData:
 
 
 class Counting(nn.Module):
-    """A network that remembers how many rows it has seen."""
+    """A network that remembers the rows of each batch it has seen."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(2, width), nn.ReLU())
         self.head = nn.Linear(width, 2)
-        self.rows = 0
+        self.batches: list[list[tuple[float, ...]]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.rows += len(x)
+        self.batches.append([tuple(row) for row in x.tolist()])
         return self.head(self.body(x))
 
 
@@ -153,7 +153,7 @@ def accuracy(model: nn.Module, split: Split) -> float:
 def test_the_teacher_answers_each_example_and_view_once() -> None:
     data, model = ring_task(), network()
     teacher = Teacher(model, data, views=3, acceleration=Acceleration())
-    model.rows = 0
+    model.batches.clear()
     generator = torch.Generator().manual_seed(0)
     asked: set[tuple[int, int]] = set()
     for turn in range(20):
@@ -161,7 +161,8 @@ def test_the_teacher_answers_each_example_and_view_once() -> None:
         inputs = data.training_inputs(indices, view)
         found = teacher.outputs(indices, view, inputs)
         asked |= {(int(index), view) for index in indices}
-        assert model.rows == len(asked)
+        seen = [row for batch in model.batches for row in set(batch)]
+        assert len(seen) == len(set(seen)) == len(asked)
         with torch.no_grad():
             features = model.body(*inputs)
             torch.testing.assert_close(found[0], model.head(features), rtol=2e-3, atol=1e-3)  # float16
@@ -181,15 +182,26 @@ def test_what_was_remembered_is_what_was_said_first() -> None:
     assert not torch.equal(other_view[0], first[0])
 
 
+def test_an_answer_does_not_depend_on_what_is_asked_with_it(digits: TaskData, trained: nn.Module) -> None:
+    """Else a plan's file would depend on the trials before it."""
+    indices = torch.arange(24)
+    inputs = digits.training_inputs(indices, 0)
+    whole = Teacher(trained, digits, views=1, acceleration=Acceleration()).outputs(indices, 0, inputs)
+    piecewise = Teacher(trained, digits, views=1, acceleration=Acceleration())
+    for part in (indices[3:4], indices[9:14], indices[:23], indices):
+        found = piecewise.outputs(part, 0, tuple(x[part] for x in inputs))
+    assert all(torch.equal(a, b) for a, b in zip(whole, found, strict=True))
+
+
 def test_a_table_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "CACHE_LIMIT_BYTES", 96 * 18 * 2 * 2 - 1)
     data, model = ring_task(), network()
     teacher = Teacher(model, data, views=2, acceleration=Acceleration())
-    model.rows = 0
+    model.batches.clear()
     indices = torch.arange(10)
     for _ in range(3):
         found, _ = teacher.outputs(indices, 0, data.training_inputs(indices, 0))
-    assert model.rows == 30
+    assert [len(batch) for batch in model.batches] == [10, 10, 10]
     with torch.no_grad():
         assert torch.equal(found, model(*data.training_inputs(indices, 0)))
 
@@ -320,7 +332,7 @@ def test_every_number_of_steps_is_done_and_guarded(steps: int) -> None:
     before = copy.deepcopy(student.state_dict())
     train_(student, ring_task(), None, DistillationSpec(), replace(SCHEDULE, steps=steps, each_batch=guard), views=2)
     assert entered == ["in", "out"] * steps
-    assert student.rows == 32 * steps
+    assert [len(batch) for batch in student.batches] == [32] * steps
     assert not torch.equal(student.head.weight, before["head.weight"])
 
 
