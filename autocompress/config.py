@@ -138,6 +138,7 @@ class TrainingSection(_Section):
     ] = 2.0
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    random_start_learning_rate: Annotated[float, Field(gt=0)] = 0.15
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     quantized_fraction: Annotated[
         Fraction, Field(description="last part of the steps, with batch norm folded and fake quantisation")

@@ -49,7 +49,7 @@ from autocompress.stage_clock import StageClock
 EVALUATION_BATCH = 100
 CALIBRATION_BATCH = 64
 PARITY_EXAMPLES = 500
-QUANTIZED_RATE = 0.2
+QUANTIZED_RATE = 0.15
 """Learning rate of the quantised phase, as a share of the float phase's: the network is nearly done."""
 
 Guard = Callable[[], AbstractContextManager[object]]
@@ -164,9 +164,11 @@ def _deployable(network: nn.Module, plan: Plan) -> torch.fx.GraphModule:
 
 def _train(bench: Bench, network: nn.Module, plan: Plan, steps: int, rate: float) -> None:
     settings = bench.training
+    inherits = plan.architecture.family == "base"
+    full_rate = settings.learning_rate if inherits else settings.random_start_learning_rate
     schedule = Schedule(
         steps=steps,
-        learning_rate=settings.learning_rate * rate,
+        learning_rate=full_rate * rate,
         batch_size=settings.batch_size,
         weight_decay=settings.weight_decay,
         seed=plan.seed,

@@ -28,7 +28,7 @@ class Group:
 
 
 def find_groups(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Group], dict[str, str]]:
-    """All channel groups that survive a dry run, and the reason for each that does not.
+    """All channel groups that survive a dry run, in the network's order, and the reason for each that does not.
 
     Args:
         model: the network, in evaluation mode, unchanged by this.
@@ -36,6 +36,7 @@ def find_groups(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Grou
     """
     names = {module: name for name, module in model.named_modules()}
     groups = [_describe(group, names) for group in _all_groups(_graph(model, inputs))]
+    groups.sort(key=lambda group: list(names.values()).index(group.name))
     left_out = _failures(model, groups, inputs)
     return [group for group in groups if group.name not in left_out], left_out
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -51,7 +51,7 @@ _SKIP_1_21 = (
     "ONNX Runtime 1.21 quantises float layers between quantised tensors by itself, which moves answers by "
     "about 1 %; other releases do not"
 )
-# (release, newest opset, newest IR version it loads): each release was tried, with files of this package too.
+# (release, newest opset, newest IR version it loads): tried with each, from 1.18 on with files of this package.
 # Nothing older than the first was tried.
 _RELEASES = (("1.17", 20, 9), ("1.18", 21, 10), ("1.22", 22, 10), ("1.23", 23, 11), ("1.24", 25, 13))
 _INT8_SUBTRACTION = "1.22"  # 1.21 has the kernel, and the fault above
@@ -84,8 +84,6 @@ class AccuracyFigures(_Section):
 
 class LatencyConditions(_Section):
     """How latency was measured; the figures are in the measurement."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     runtime: str
     threads: int = Field(ge=1)
@@ -161,15 +159,17 @@ class Provenance:
 
     Attributes:
         preprocessing: what a user of the file does to an input; plain JSON values.
-        facts: ``machine system cpu cpu_features cores python versions`` and ``target`` (``runtime threads
-            batch_size``) of the run.
+        machine: where the candidate was measured.
+        versions: of the packages that made it.
     """
 
     study: str
     candidate: Candidate
     preprocessing: dict[str, Any]
     class_names: tuple[str, ...]
-    facts: Mapping[str, Any]
+    latency: LatencyConditions
+    machine: Machine
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -225,9 +225,9 @@ def write_card(folder: Path, provenance: Provenance, reference: Reference) -> Ca
         class_names=provenance.class_names,
         accuracy=_accuracy_figures(candidate.measurement),
         measurement=candidate.measurement,
-        latency=LatencyConditions(**provenance.facts["target"]),
-        machine=Machine(**{key: provenance.facts[key] for key in Machine.model_fields}),
-        versions=provenance.facts["versions"],
+        latency=provenance.latency,
+        machine=provenance.machine,
+        versions=provenance.versions,
         reference=ReferenceFacts(
             sha256=sha256(folder / REFERENCE),
             examples=len(reference.output),
@@ -267,8 +267,10 @@ def _subtracts_int8(model: onnx.ModelProto) -> bool:
 
 def _file_facts(path: Path, model: onnx.ModelProto, plan: Plan) -> FileFacts:
     integer = {op: n for op, n in sorted(count_fused(path).items()) if op.startswith(_INTEGER_KERNELS)}
-    saturates = bool(integer) and Precision.W8A8 in plan.quantization.precisions.values()
-    notes = ((_SATURATION, saturates), (_SKIP_1_21, _is_quantized(model)))
+    precisions = plan.quantization.precisions.values()
+    saturates = bool(integer) and Precision.W8A8 in precisions
+    mixed = _is_quantized(model) and not all(p.integer_activations for p in precisions)
+    notes = ((_SATURATION, saturates), (_SKIP_1_21, mixed))
     return FileFacts(
         sha256=sha256(path),
         size_bytes=path.stat().st_size,

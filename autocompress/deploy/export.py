@@ -90,8 +90,9 @@ def with_random_values(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         for parameter in structure.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         for name, buffer in structure.named_buffers():
-            if name.endswith("scale") and buffer.dim() == 0:
-                buffer.copy_(torch.rand((), generator=generator) + 0.5)
+            # what calibration or training changes: grids, and norms that could not be folded
+            if name.endswith(("running_mean", "running_var")) or (name.endswith("scale") and buffer.dim() == 0):
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return structure
 
 

@@ -59,13 +59,15 @@ def check_parity(
             compared. Float graphs are compared by value.
 
     Raises:
-        TrialFailed: outputs that do not vary over inputs, or figures beyond the tolerance.
+        TrialFailed: outputs that are not finite or do not vary over inputs, or figures beyond the tolerance.
     """
     if len(expected) > 1 and not (expected.std(axis=0) > 0).any():
         raise TrialFailed(
             "parity", f"logits must vary over inputs to be compared; all {len(expected)} are equal"
         )
     logits = predict(open_session(path, threads), inputs)
+    if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
+        raise TrialFailed("parity", "logits must be finite numbers; some of the file's or of torch's are not")
     if quantized:
         agreement = float((logits.argmax(axis=1) == expected.argmax(axis=1)).mean())
         if agreement < LEAST_AGREEMENT:

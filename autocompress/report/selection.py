@@ -65,7 +65,7 @@ _COMPARISONS = _EQUALITIES | {
 
 @dataclass(frozen=True)
 class _Numbers:
-    """One number a row; unknown where it is not finite."""
+    """One number a row; unknown where it is NaN."""
 
     values: _Floats
 
@@ -125,7 +125,7 @@ def _chosen(rows: pd.DataFrame, expression: str) -> int:
     score = _numbers(_value(target, rows), target)
     direction = named_direction or _natural_direction(target)
     met = _known_truths(condition, rows)
-    fits = met & np.isfinite(score)
+    fits = met & ~np.isnan(score)
     if not fits.any():
         raise _ExpressionError(_why_none(rows, condition, met))
     ranked = score if direction == "max" else -score
@@ -149,6 +149,8 @@ def _parse(expression: str) -> tuple[str | None, ast.expr, ast.expr | None]:
 def _tree(text: str, part: str) -> ast.expr:
     if not text.strip():
         raise _ExpressionError(f"{part} is empty; write a column, such as h, or a comparison after where")
+    if "#" in text:  # Python would drop the rest as a comment
+        raise _ExpressionError(f"{part} has a #; leave it out")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's advice on odd source is not for the user
@@ -184,12 +186,12 @@ def _value(node: ast.expr, rows: pd.DataFrame) -> _Value:
         case ast.Constant(value=bool() as constant):
             return _truths(np.full(len(rows), constant), np.zeros(len(rows), np.bool_))
         case ast.Constant(value=int() | float() as constant):
-            return _Numbers(np.full(len(rows), float(constant)))
+            return _finite(np.full(len(rows), float(constant)))
         case ast.Constant(value=str() as constant):
             return _Texts(np.full(len(rows), constant, dtype=object), literal=True)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
             sides = (_numbers(_value(side, rows), side) for side in (left, right))
-            return _Numbers(_ARITHMETIC[type(op)](*sides))
+            return _finite(_ARITHMETIC[type(op)](*sides))
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
             numbers = _numbers(_value(operand, rows), operand)
             return _Numbers(-numbers if isinstance(op, ast.USub) else numbers)
@@ -217,7 +219,7 @@ def _column(name: str, rows: pd.DataFrame) -> _Value:
     if pd.api.types.is_bool_dtype(column.dtype):
         return _truths(column.to_numpy(dtype=np.bool_), np.zeros(len(rows), np.bool_))
     if pd.api.types.is_numeric_dtype(column.dtype):
-        return _Numbers(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        return _finite(column.to_numpy(dtype=np.float64, na_value=np.nan))
     return _Texts(column.to_numpy(dtype=object), literal=False)
 
 
@@ -248,7 +250,7 @@ def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr, rows: pd.DataFra
     shown = ast.unparse(ast.Compare(left=left, ops=[op], comparators=[right]))
     match a, b:
         case _Numbers(values=x), _Numbers(values=y) if type(op) in _COMPARISONS:
-            return _truths(_COMPARISONS[type(op)](x, y), ~(np.isfinite(x) & np.isfinite(y))).values
+            return _truths(_COMPARISONS[type(op)](x, y), np.isnan(x) | np.isnan(y)).values
         case _Truths(values=p), _Truths(values=q) if type(op) in _EQUALITIES:
             joined: pd.arrays.BooleanArray = _EQUALITIES[type(op)](p, q)
             return joined
@@ -259,6 +261,10 @@ def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr, rows: pd.DataFra
         f"{shown!r} cannot be compared; compare numbers with numbers (< <= > >= == !=), "
         "a text column with a string (== !=)"
     )
+
+
+def _finite(values: _Floats) -> _Numbers:
+    return _Numbers(np.where(np.isfinite(values), values, np.nan))
 
 
 def _truths(values: NDArray[np.bool_], unknown: NDArray[np.bool_]) -> _Truths:
@@ -300,10 +306,9 @@ def _nearest_miss(condition: ast.expr, rows: pd.DataFrame) -> str:
 def _least_excess(low: ast.expr, high: ast.expr, rows: pd.DataFrame) -> str:
     """The candidate whose ``low`` exceeds its ``high`` the least, and what it has."""
     difference = _numbers(_value(low, rows), low) - _numbers(_value(high, rows), high)
-    excess = np.where(np.isfinite(difference), difference, np.inf)
-    if not np.isfinite(excess).any():
+    if np.isnan(difference).all():
         return "a figure in it is unknown for all"
-    nearest = int(excess.argmin())
+    nearest = int(np.nanargmin(difference))
     shown = high if isinstance(low, ast.Constant) else low
     found = _numbers(_value(shown, rows), shown)[nearest]
     return f"trial {rows['trial'].iloc[nearest]} is nearest with {ast.unparse(shown)} = {found:.6g}"

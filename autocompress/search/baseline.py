@@ -192,12 +192,13 @@ def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
     analysis = analyse(inputs.base, data.model_inputs(data.calibration, rows))
     write_json(run.baseline / "measurement.json", measurement)
     write_json(run.baseline / "analysis.json", analysis)
-    _keep_task(run, data)
+    keep_task(run, data)
     facts = environment(config, acceleration) | {"baseline_s": round(time.perf_counter() - started, 3)}
     write_json(run.baseline / "facts.json", facts)
 
 
-def _keep_task(run: RunFolder, data: TaskData) -> None:
+def keep_task(run: RunFolder, data: TaskData) -> None:
+    """Keep class names, preprocessing and a few validation examples with the run, for exports."""
     # spread over the split, whose rows may be sorted by class
     rows = torch.linspace(0, len(data.validation) - 1, min(REFERENCE_EXAMPLES, len(data.validation))).long()
     task = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from autocompress.deploy.card import (
     MODEL,
     Card,
     Check,
+    LatencyConditions,
+    Machine,
     Provenance,
     make_reference,
     read_card,
@@ -36,7 +40,7 @@ from autocompress.search.baseline import training_threads
 from autocompress.search.run_folder import RunFolder, read_candidate, read_facts, read_task, run_config
 
 ACCURACY_TOLERANCE_POINTS = 0.2
-"""Accuracy on another machine may differ by this or by one example, whichever is more: kernels round apart."""
+"""Accuracy elsewhere may differ by this or by one example, whichever is more: kernels round differently."""
 
 LATENCY_SECONDS = 1.0
 
@@ -50,6 +54,7 @@ def export_candidate(run: RunFolder, number: int, out: Path) -> Path:
     The folder appears complete or not at all. Neither the data nor the model are needed.
 
     Args:
+        run: a run, finished or not.
         number: of a complete trial.
         out: a folder that does not exist yet or is empty.
 
@@ -62,69 +67,78 @@ def export_candidate(run: RunFolder, number: int, out: Path) -> Path:
     """
     candidate = _complete(run, number)
     with _appearing(out) as folder:
+        _copy_file(run, candidate, folder)
+        provenance, inputs = _provenance(run, candidate)
         try:
-            _fill(run, candidate, folder)
+            # the outputs of the run's own file, which the copy must reproduce
+            write_card(folder, provenance, make_reference(run.artifact(number), inputs))
         except TrialFailed as error:
             raise VerificationFailed(
-                f"the file of trial {number} must run as measured; {error}; export another trial"
+                f"the file of trial {number} must run; {error}; export another"
             ) from error
-        failed = [check for check in verify_folder(folder) if not check.passed]
-        if failed:
-            raise VerificationFailed(
-                f"the copied file must do what its card says; {failed[0].name}: {failed[0].detail}; export it again"
-            )
+        for check in verify_folder(folder):
+            if not check.passed:
+                raise VerificationFailed(f"the copy must do what its card says; {check.name}: {check.detail}")
     return out
 
 
 def _complete(run: RunFolder, number: int) -> Candidate:
     candidate = read_candidate(run, number)
+    advice = f"`autocompress front {run.root}` lists those worth exporting"
     if candidate is None:
-        raise RunError(
-            f"an export is of a finished trial; {run.root} has no trial {number}; "
-            f"`autocompress front {run.root}` lists those worth exporting"
-        )
+        raise RunError(f"an export is of a finished trial; {run.root} has no trial {number}; {advice}")
     if candidate.state is not State.COMPLETE:
-        raise RunError(
-            f"an export is of a complete trial; trial {number} is {candidate.state.value} ({candidate.reason}); "
-            f"`autocompress front {run.root}` lists those worth exporting"
-        )
+        reason = f"{candidate.state.value} ({candidate.reason})"
+        raise RunError(f"an export is of a complete trial; trial {number} is {reason}; {advice}")
     if candidate.measurement is None or not run.artifact(number).is_file():
-        raise RunError(
-            f"a complete trial has a file; {run.artifact(number)} is missing; restore it or export another trial"
-        )
+        raise RunError(f"a complete trial has a file; {run.artifact(number)} is missing; {advice}")
     return candidate
 
 
-def _fill(run: RunFolder, candidate: Candidate, folder: Path) -> None:
-    """The file, its card and its references; the outputs are those of the run's own file."""
+def _copy_file(run: RunFolder, candidate: Candidate, folder: Path) -> None:
     assert candidate.measurement is not None
-    artifact = run.artifact(candidate.trial)
-    shutil.copyfile(artifact, folder / MODEL)
-    found, stated = (folder / MODEL).stat().st_size, candidate.measurement.size_bytes
-    if found != stated or sha256(folder / MODEL) != sha256(artifact):
+    artifact, copy = run.artifact(candidate.trial), folder / MODEL
+    shutil.copyfile(artifact, copy)
+    found, stated = copy.stat().st_size, candidate.measurement.size_bytes
+    if found != stated or sha256(copy) != sha256(artifact):
         raise VerificationFailed(
-            f"the file of trial {candidate.trial} must be as measured; it had {stated} bytes, the copy has {found}; "
-            "export another trial"
+            f"the file of trial {candidate.trial} must be as measured; it had {stated} bytes, "
+            f"its copy has {found}; export another"
         )
+
+
+def _provenance(run: RunFolder, candidate: Candidate) -> tuple[Provenance, tuple[NDArray[Any], ...]]:
+    """What the run knows of the candidate, and inputs to try it on."""
     task, inputs = read_task(run)
-    provenance = Provenance(
-        study=run_config(run).study.name,
-        candidate=candidate,
-        preprocessing=task["preprocessing"],
-        class_names=tuple(task["class_names"]),
-        facts=read_facts(run),
-    )
-    write_card(folder, provenance, make_reference(artifact, inputs))
+    study = run_config(run).study.name
+    try:
+        facts = read_facts(run)
+        conditions = {key: facts["target"][key] for key in ("runtime", "threads", "batch_size")}
+        provenance = Provenance(
+            study=study,
+            candidate=candidate,
+            preprocessing=task["preprocessing"],
+            class_names=tuple(task["class_names"]),
+            latency=LatencyConditions(**conditions),
+            machine=Machine(**{key: facts[key] for key in Machine.model_fields}),
+            versions=facts["versions"],
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"a run's facts must be as they were written; {run.baseline}: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}; restore the folder"
+        ) from error
+    return provenance, inputs
 
 
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that becomes ``out`` when the body succeeds and else vanishes."""
+    """A temporary folder beside ``out`` that becomes ``out`` if the body succeeds, and else vanishes."""
     target = out.resolve()
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise RunError(
-                f"an export makes a new folder; {out} exists and is not empty; choose another with -o"
+                f"an export makes a new folder; {out} exists and is in use; choose another with -o"
             )
         with _made(target.parent):
             temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
@@ -132,12 +146,12 @@ def _appearing(out: Path) -> Iterator[Path]:
             try:
                 temporary.mkdir()
                 yield temporary
-                os.replace(temporary, target)
+                temporary.replace(target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise RunError(
-            f"an export needs a folder that can be written; {out}: {error}; choose another with -o"
+            f"an export reads its run and writes {out}; {error}; choose another with -o"
         ) from error
 
 
@@ -184,15 +198,11 @@ def _same_accuracy(folder: Path, card: Card, data: TaskData, threads: int) -> st
 
 def allowed_examples(total: int) -> int:
     """By how many correct answers out of ``total`` another machine may differ."""
-    return max(1, int(total * ACCURACY_TOLERANCE_POINTS / 100))
+    return max(1, math.floor(total * ACCURACY_TOLERANCE_POINTS / 100 + 1e-9))
 
 
 def _tolerance(total: int) -> str:
-    return (
-        f"{ACCURACY_TOLERANCE_POINTS} points or one example"
-        if allowed_examples(total) == 1
-        else f"{ACCURACY_TOLERANCE_POINTS} points"
-    )
+    return f"{allowed_examples(total)} of {total} examples"
 
 
 def _stated_accuracy(card: Card, data: TaskData) -> Accuracy:
@@ -201,9 +211,9 @@ def _stated_accuracy(card: Card, data: TaskData) -> Accuracy:
         raise VerificationFailed("the card must state a validation accuracy; it has none")
     if data.class_names != card.class_names or len(data.validation) != stated.total:
         raise VerificationFailed(
-            f"the study must be the one of the card ({card.study}); its validation split has "
-            f"{len(data.validation)} examples of {len(data.class_names)} classes, the card's had {stated.total} "
-            f"of {len(card.class_names)}"
+            f"the study must be the card's, {card.study}; its validation split has {len(data.validation)} "
+            f"examples of {len(data.class_names)} classes; the card's had {stated.total} of "
+            f"{len(card.class_names)}"
         )
     return stated
 
