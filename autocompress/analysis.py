@@ -63,9 +63,7 @@ def analyse(network: nn.Module, inputs: tuple[Tensor, ...], with_blocks: bool = 
     return Analysis(
         parameters=parameter_count(network),
         runs=tuple(
-            BlockRun(
-                name=name, blocks=tuple(b for _, b in members), sensitivities=tuple(s for s, _ in members)
-            )
+            BlockRun(name=name, blocks=tuple(b for _, b in members), sensitivities=tuple(s for s, _ in members))
             for name, members in ranked.items()
         ),
         groups=tuple(ChannelGroup(name=g.name, channels=g.channels, layers=g.layers) for g in groups),

@@ -76,6 +76,7 @@ class Parity(_Record):
 class Measurement(_Record):
     """All figures of one exported file. What was not measured (training was not worth it) is None."""
 
+    sha256: str = Field(default="", description="digest of the file that was measured")
     size_bytes: int
     compressed_bytes: int
     size_ratio: float

@@ -63,9 +63,7 @@ def search(
     timeout: Annotated[
         str | None, typer.Option(metavar="30m", help="Total time of the run, such as 90s, 30m or 1h.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder; by default runs/<study name>.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; by default runs/<study name>.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replaces the study's seed.")] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Optuna storage; by default a journal in RUN.")
@@ -97,9 +95,7 @@ def _search(config: StudyConfig, root: Path, storage: str | None, resume: str) -
         run = RunFolder(root)
         if run.study_file.is_file() and read_candidates(run):
             _show_results(run, config)
-        raise Interrupted(
-            f"the search was interrupted; nothing finished is lost; to go on: {resume}"
-        ) from None
+        raise Interrupted(f"the search was interrupted; nothing finished is lost; to go on: {resume}") from None
 
 
 def _show_results(run: RunFolder, config: StudyConfig) -> None:
@@ -236,9 +232,7 @@ def verify(
         print(f"{'ok    ' if check.passed else 'FAILED'} {check.name}: {check.detail}")
     failed = [check.name for check in checks if not check.passed]
     if failed:
-        raise VerificationFailed(
-            f"the file must do what its card says; failed: {', '.join(failed)}; export it again"
-        )
+        raise VerificationFailed(f"the file must do what its card says; failed: {', '.join(failed)}; export it again")
     print(latency_line(folder))
 
 

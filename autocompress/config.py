@@ -233,9 +233,7 @@ class StudyConfig(_Section):
     target: TargetSection = TargetSection()
 
 
-def load_study(
-    path: Path, data_folder: str | None = None, overrides: Mapping[str, Any] | None = None
-) -> StudyConfig:
+def load_study(path: Path, data_folder: str | None = None, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
     """Read and validate a study file.
 
     Args:
@@ -249,9 +247,7 @@ def load_study(
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"a study file must be readable; {path}: {error.strerror}; check the path"
-        ) from error
+        raise ConfigError(f"a study file must be readable; {path}: {error.strerror}; check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"a study file is TOML; {path}: {error}; correct that place") from error
     if isinstance(raw.get("study"), dict) and overrides:

@@ -76,9 +76,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     if not path.is_file():
         raise ModelError(f"model.weights names a file; {path} does not exist; correct the path")
     if path.suffix not in _SUFFIXES:
-        raise ModelError(
-            f"weights end in {', '.join(_SUFFIXES)}; got {path.name}; save the state_dict as one of these"
-        )
+        raise ModelError(f"weights end in {', '.join(_SUFFIXES)}; got {path.name}; save the state_dict as one of these")
     state = _read_state(path)
     own = model.state_dict()
     # Checkpoints older than batch norm's step counter lack it; nothing here reads it.
@@ -93,9 +91,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     _refuse(path, "have other shapes for", differ)
     broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        raise ModelError(
-            f"weights are finite numbers; {path} has NaN or infinity in {_some(broken)}; train it again"
-        )
+        raise ModelError(f"weights are finite numbers; {path} has NaN or infinity in {_some(broken)}; train it again")
     model.load_state_dict(own | state)
 
 
@@ -122,16 +118,13 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             "torch.save(model.state_dict(), FILE) or a .safetensors file"
         ) from error
     except Exception as error:  # each reader has its own ways to say that a file is damaged
-        raise ModelError(
-            f"weights must be readable; {path}: {_one_line(error)}; save the file again"
-        ) from error
+        raise ModelError(f"weights must be readable; {path}: {_one_line(error)}; save the file again") from error
     for key in _CHECKPOINT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(
-            f"weights are a state_dict (name -> tensor); {path} holds {_outline(content)}; "
-            "save model.state_dict()"
+            f"weights are a state_dict (name -> tensor); {path} holds {_outline(content)}; save model.state_dict()"
         )
     return dict(content)
 
@@ -255,9 +248,7 @@ def freeze(space: ModelSpace, choose: Callable[[str, list[Any]], Any]) -> tuple[
     problem = space.check_contains(sample)
     choices = dict(sample)
     if problem is not None:
-        raise ModelError(
-            f"a choice is one of its label's options; {_one_line(problem)}; correct the choices {choices}"
-        )
+        raise ModelError(f"a choice is one of its label's options; {_one_line(problem)}; correct the choices {choices}")
     member = _call(lambda: space.freeze(dict(choices)), f"member {choices}", {})
     assert isinstance(member, nn.Module)
     return member, choices

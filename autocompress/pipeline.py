@@ -9,10 +9,9 @@ tensors fit the same graph.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +64,7 @@ class Bench:
     channel_multiple: int
     space: ModelSpace | None = None
     teacher: Teacher | None = None
-    acceleration: Acceleration = Acceleration()
+    acceleration: Acceleration = field(default_factory=Acceleration)
     each_batch: Guard = nullcontext
     threads: int = 1
 
@@ -187,9 +186,7 @@ def _calibration_batches(bench: Bench) -> Iterator[tuple[Tensor, ...]]:
 def write_file(graph: onnx.ModelProto, deployable: nn.Module, plan: Plan, path: Path) -> None:
     """Encode the network's tensors into its graph and write the file, atomically."""
     layers = {
-        name: LayerWeights(
-            values.numpy(), scales.numpy(), bits, plan.quantization.precisions[name].integer_activations
-        )
+        name: LayerWeights(values.numpy(), scales.numpy(), bits, plan.quantization.precisions[name].integer_activations)
         for name, (values, scales, bits) in integer_weights(deployable).items()
     }
     stored = initializer_names(graph)
@@ -200,7 +197,7 @@ def write_file(graph: onnx.ModelProto, deployable: nn.Module, plan: Plan, path: 
     }
     temporary = path.with_suffix(".partial")
     temporary.write_bytes(strip(encode_weights(graph, layers, tensors)).SerializeToString())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def split_hits(bench: Bench, path: Path, split: Split) -> NDArray[np.bool_]:

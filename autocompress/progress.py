@@ -172,10 +172,7 @@ class LivePanel:
         before = {c.trial for c in front(self._candidates)}
         self._candidates = candidates
         self._bar.update(self._task, completed=progress)
-        if (
-            candidate.trial in {c.trial for c in front(candidates)} - before
-            and candidate.measurement is not None
-        ):
+        if candidate.trial in {c.trial for c in front(candidates)} - before and candidate.measurement is not None:
             stamp = time.strftime("%H:%M:%S")
             self._live.console.print(
                 f"{stamp} new member of the front: trial {candidate.trial}, {figures(candidate.measurement)}",

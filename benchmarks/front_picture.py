@@ -33,9 +33,7 @@ _FLAGS = (
 )  # fmt: skip
 
 
-def front_picture(
-    frame: pd.DataFrame, baseline: Measurement, limits: LimitsSection, path: Path, browser: str
-) -> None:
+def front_picture(frame: pd.DataFrame, baseline: Measurement, limits: LimitsSection, path: Path, browser: str) -> None:
     """Write the accuracy-latency view of a run to a PNG file.
 
     Args:
@@ -58,9 +56,7 @@ def front_picture(
             f"--force-device-scale-factor={SCALE}",
             "--virtual-time-budget=8000",
         ]
-        subprocess.run(
-            [browser, *_FLAGS, *options, page.as_uri()], check=True, capture_output=True, timeout=120
-        )
+        subprocess.run([browser, *_FLAGS, *options, page.as_uri()], check=True, capture_output=True, timeout=120)
 
 
 def main() -> None:
@@ -71,9 +67,7 @@ def main() -> None:
     parser.add_argument("--browser", default=next((name for name in BROWSERS if shutil.which(name)), None))
     arguments = parser.parse_args()
     if arguments.browser is None:
-        parser.error(
-            f"a picture needs a Chromium; none of {', '.join(BROWSERS)} is installed; name one with --browser"
-        )
+        parser.error(f"a picture needs a Chromium; none of {', '.join(BROWSERS)} is installed; name one with --browser")
     run = open_run(arguments.run)
     config, baseline = run_config(run), read_baseline(run)
     frame = candidates_frame(read_candidates(run), baseline, config.objective)

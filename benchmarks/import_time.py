@@ -39,10 +39,7 @@ def main() -> None:
     rounds = [{name: wall_s(command) for name, command in COMMANDS.items()} for _ in range(runs + 1)][1:]
     for name in COMMANDS:
         seconds = [taken[name] for taken in rounds]
-        print(
-            f"{name:<22} median {statistics.median(seconds):.3f} s, "
-            f"slowest {max(seconds):.3f} s of {runs} runs"
-        )
+        print(f"{name:<22} median {statistics.median(seconds):.3f} s, slowest {max(seconds):.3f} s of {runs} runs")
 
 
 if __name__ == "__main__":

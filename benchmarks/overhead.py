@@ -63,9 +63,7 @@ def stage_lines(splits: Sequence[Split]) -> list[str]:
     for stage in ranked:
         kind = "work" if stage in WORK else "overhead"
         median = np.median([split.seconds[stage] for split in splits if stage in split.seconds])
-        lines.append(
-            f"{stage:<12}{kind:<10}{totals[stage]:>10.1f}{totals[stage] / whole:>9.1%}{median:>18.2f}"
-        )
+        lines.append(f"{stage:<12}{kind:<10}{totals[stage]:>10.1f}{totals[stage] / whole:>9.1%}{median:>18.2f}")
     return lines
 
 
@@ -100,8 +98,7 @@ def run_lines(candidates: Sequence[Candidate], baseline_s: float) -> list[str]:
         return [*lines, "trials overlap (several processes): shares of the wall time would mean nothing"]
     return [
         *lines,
-        f"the run: {wall:.0f} s = baseline {baseline_s:.0f} s + trials {trials:.0f} s "
-        f"+ between trials {between:.1f} s",
+        f"the run: {wall:.0f} s = baseline {baseline_s:.0f} s + trials {trials:.0f} s + between trials {between:.1f} s",
         f"share of the run without the baseline: {work / (wall - baseline_s):.1%}; "
         f"of the whole run, the baseline counted as overhead: {work / wall:.1%}",
     ]

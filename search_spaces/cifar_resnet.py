@@ -37,9 +37,7 @@ class PaddedShortcut(nn.Module):
 class BasicBlock(nn.Module):
     """Two convolutions with batch norm, added to the shortcut."""
 
-    def __init__(
-        self, conv1: nn.Module, bn1: nn.Module, conv2: nn.Module, bn2: nn.Module, shortcut: nn.Module
-    ) -> None:
+    def __init__(self, conv1: nn.Module, bn1: nn.Module, conv2: nn.Module, bn2: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
         self.conv1, self.bn1, self.conv2, self.bn2 = conv1, bn1, conv2, bn2
         self.shortcut = shortcut

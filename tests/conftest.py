@@ -12,7 +12,7 @@ from hypothesis import settings
 from networks import tiny_resnet
 from torch import nn
 
-from autocompress.compression.distillation import Schedule, Teacher, train_
+from autocompress.compression.distillation import Acceleration, Schedule, Teacher, train_
 from autocompress.config import DataSection, ModelSection, TrainingSection
 from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
@@ -100,5 +100,5 @@ def bench(trained: nn.Module, digits: TaskData, small_space: Any) -> Bench:
 def make_bench(base: nn.Module, data: TaskData, space: Any = None) -> Bench:
     """A bench with a teacher that has answered nothing yet."""
     training = TrainingSection(steps=6, batch_size=32, learning_rate=0.02, views=2, quantized_fraction=0.5)
-    teacher = Teacher(base, data, training.views, Bench(base, data, training, 8).acceleration)
+    teacher = Teacher(base, data, training.views, Acceleration())
     return Bench(base, data, training, 8, space, teacher)

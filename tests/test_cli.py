@@ -191,11 +191,15 @@ def images(folder: Path, classes: int, count: int) -> None:
     for number in range(classes):
         (folder / f"class{number}").mkdir(parents=True)
         for index in range(count):
-            Image.fromarray(np.full((8, 8, 3), number * 20 + index, np.uint8)).save(folder / f"class{number}/{index}.png")
+            Image.fromarray(np.full((8, 8, 3), number * 20 + index, np.uint8)).save(
+                folder / f"class{number}/{index}.png"
+            )
 
 
 @pytest.mark.parametrize("spoil", ["empty class", "broken image"])
-def test_spoilt_image_folders_are_refused(place: Path, run_cli: Callable[..., tuple[int, str, str]], spoil: str) -> None:
+def test_spoilt_image_folders_are_refused(
+    place: Path, run_cli: Callable[..., tuple[int, str, str]], spoil: str
+) -> None:
     images(place / "set/train", 3, 40)
     images(place / "set/test", 3, 5)
     if spoil == "empty class":
@@ -278,7 +282,9 @@ def test_an_exported_member_runs_and_verifies(
     in_finished: Path, run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     out = tmp_path / "ship"
-    assert run_cli("export", "runs/tiny", "--best", "max latency_speedup where val_accuracy > 0.2", "-o", str(out))[0] == 0
+    assert (
+        run_cli("export", "runs/tiny", "--best", "max latency_speedup where val_accuracy > 0.2", "-o", str(out))[0] == 0
+    )
     card = json.loads((out / "card.json").read_text())
     session = __import__("onnxruntime").InferenceSession(out / "model.onnx")
     assert session.get_inputs()[0].name == card["inputs"][0]["name"]
@@ -306,7 +312,11 @@ def test_an_exported_member_runs_and_verifies(
     ],
 )
 def test_a_wrong_export_is_one_line_and_leaves_nothing(
-    in_finished: Path, run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: list[str], fragment: str
+    in_finished: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    arguments: list[str],
+    fragment: str,
 ) -> None:
     refused(run_cli("export", "runs/tiny", *arguments, "-o", str(tmp_path / "out")), fragment)
     assert not (tmp_path / "out").exists() and not Path("executed").exists()
@@ -338,6 +348,8 @@ def test_check_reports_and_leaves_nothing(place: Path, run_cli: Callable[..., tu
 
 @pytest.mark.parametrize("code", ["import autocompress", "import autocompress.cli"])
 def test_the_command_line_imports_nothing_heavy(code: str) -> None:
-    program = f"{code}; import sys; print([m for m in ('torch', 'optuna', 'pandas', 'plotly', 'nni') if m in sys.modules])"
+    program = (
+        f"{code}; import sys; print([m for m in ('torch', 'optuna', 'pandas', 'plotly', 'nni') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -108,9 +108,7 @@ class Teacher:
         return logits, flat
 
 
-def distillation_loss(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, spec: DistillationSpec
-) -> Tensor:
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, spec: DistillationSpec) -> Tensor:
     """(1 - alpha) cross-entropy + alpha T^2 KL(teacher || student) at temperature T.
 
     Hinton, Vinyals, Dean 2015, section 2; the factor T^2 keeps both gradients on one scale.
@@ -135,9 +133,7 @@ def hint_loss(features: Tensor, teacher_features: Tensor, regressor: nn.Module) 
 
     Romero et al. 2015 (FitNets), equation 3, on the features that enter the classifiers.
     """
-    return F.mse_loss(regressor(features.flatten(1)), teacher_features) / teacher_features.var().clamp_min(
-        1e-6
-    )
+    return F.mse_loss(regressor(features.flatten(1)), teacher_features) / teacher_features.var().clamp_min(1e-6)
 
 
 def index_stream(rows: int, batch_size: int, views: int, seed: int) -> Iterator[tuple[Tensor, int]]:
@@ -201,9 +197,7 @@ def train_(
                     teacher_logits, teacher_features = teacher.outputs(indices, view, inputs)
                     loss = distillation_loss(logits, teacher_logits, labels, spec)
                     if use_hint:
-                        loss = loss + spec.hint_weight * hint_loss(
-                            features[-1].float(), teacher_features, regressor
-                        )
+                        loss = loss + spec.hint_weight * hint_loss(features[-1].float(), teacher_features, regressor)
                 features.clear()
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

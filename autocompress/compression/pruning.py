@@ -52,9 +52,7 @@ def _failures(model: nn.Module, groups: list[Group], inputs: tuple[Tensor, ...])
     return _failures(model, groups[:half], inputs) | _failures(model, groups[half:], inputs)
 
 
-def prune(
-    model: nn.Module, inputs: tuple[Tensor, ...], ratios: Mapping[str, float], multiple: int
-) -> nn.Module:
+def prune(model: nn.Module, inputs: tuple[Tensor, ...], ratios: Mapping[str, float], multiple: int) -> nn.Module:
     """A copy of the network without the least important channels of each group.
 
     Importance is the group's L2 magnitude (Torch-Pruning's ``GroupMagnitudeImportance``). The channels

@@ -54,7 +54,7 @@ class WeightFakeQuantizer(nn.Module):
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__()
         self.bits = bits
-        low, high = weight_range(bits)
+        _, high = weight_range(bits)
         per_channel = weight[0].numel()
         # LSQ section 2.2: keeps the step's updates in proportion to the weights'
         self.gradient_scale = (per_channel * high) ** -0.5
@@ -208,11 +208,7 @@ def quantized_tensors(model: torch.fx.GraphModule, integer_layers: set[str]) -> 
             output = _through_relu(node, model)
             if not any(user.op == "output" for user in output.users):
                 chosen[output] = None
-        elif (
-            _is_addition(node)
-            and len(node.all_input_nodes) == 2
-            and all(map(is_quantized, node.all_input_nodes))
-        ):
+        elif _is_addition(node) and len(node.all_input_nodes) == 2 and all(map(is_quantized, node.all_input_nodes)):
             for operand in node.all_input_nodes:
                 chosen[operand] = None
             chosen[_through_relu(node, model)] = None
@@ -248,9 +244,7 @@ def _is_quantizer(node: torch.fx.Node, model: torch.fx.GraphModule) -> bool:
 
 def _only_moves_values(node: torch.fx.Node, model: torch.fx.GraphModule) -> bool:
     if node.op == "call_module":
-        return isinstance(
-            model.get_submodule(str(node.target)), nn.Identity | nn.Dropout | nn.Flatten | nn.MaxPool2d
-        )
+        return isinstance(model.get_submodule(str(node.target)), nn.Identity | nn.Dropout | nn.Flatten | nn.MaxPool2d)
     return node.target in (
         operator.getitem,
         F.pad,
@@ -282,11 +276,17 @@ def integer_weights(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, int]]:
     found = {}
     for name, layer in weight_layers(model).items():
         if parametrize.is_parametrized(layer, "weight"):
-            chain = layer.parametrizations["weight"]  # type: ignore[index]
-            quantizer, original = chain[0], chain.original
-            assert isinstance(quantizer, WeightFakeQuantizer)
-            found[name] = (quantizer.integers(original.detach()), quantizer.scales(), quantizer.bits)
+            quantizer, original = _weight_quantizer(layer)
+            found[name] = (quantizer.integers(original), quantizer.scales(), quantizer.bits)
     return found
+
+
+def _weight_quantizer(layer: nn.Module) -> tuple[WeightFakeQuantizer, Tensor]:
+    """The quantiser of a parametrised layer and the weight before rounding."""
+    chain: Any = layer.parametrizations["weight"]  # type: ignore[index]
+    quantizer = chain[0]
+    assert isinstance(quantizer, WeightFakeQuantizer)
+    return quantizer, chain.original.detach()
 
 
 def with_rounded_biases(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -301,8 +301,7 @@ def with_rounded_biases(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         if not isinstance(layer, WEIGHT_LAYERS) or not _is_quantizer(source, rounded) or layer.bias is None:
             continue
         if parametrize.is_parametrized(layer, "weight"):
-            scales = layer.parametrizations["weight"][0].scales()  # type: ignore[index, union-attr, operator]
-            grid = scales * rounded.get_buffer(f"{source.target}.scale")
+            grid = _weight_quantizer(layer)[0].scales() * rounded.get_buffer(f"{source.target}.scale")
             layer.bias.data = (layer.bias.data / grid).round() * grid
     return rounded
 

@@ -28,9 +28,7 @@ def load_digits(name: str, config: DataSection, seed: int) -> TaskData:
         DataError: another name than ``digits``.
     """
     if name != "digits":
-        raise DataError(
-            f"scikit-learn's embedded images are digits; got sklearn:{name}; write sklearn:digits"
-        )
+        raise DataError(f"scikit-learn's embedded images are digits; got sklearn:{name}; write sklearn:digits")
     from sklearn import datasets  # a second to import
 
     digits = datasets.load_digits()

@@ -78,8 +78,7 @@ def _optional_split(folder: Path, train: Files) -> Files | None:
     odd = sorted(set(files) ^ set(train))
     if odd:
         raise DataError(
-            f"all splits have the same classes; {odd[0]!r} is not in both train and {folder}; "
-            "add or remove the folder"
+            f"all splits have the same classes; {odd[0]!r} is not in both train and {folder}; add or remove the folder"
         )
     return files
 
@@ -89,9 +88,7 @@ def _list_files(folder: Path) -> Files:
         raise DataError(f"an image folder has train/<class>/ with images; {folder} does not exist; make it")
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     if not found:
-        raise DataError(
-            f"images lie in one folder per class; {folder} has no folder; make one for each class"
-        )
+        raise DataError(f"images lie in one folder per class; {folder} has no folder; make one for each class")
     import_torchvision()
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 

@@ -417,9 +417,11 @@ def _unpacked(writer: _Writer, packed: npt.NDArray[np.uint8], bits: int) -> str:
     words = writer.node("MatMul", [octets, writer.constant(column)])
     shifted = writer.node("BitShift", [words, writer.constant(shifts)], direction="RIGHT")
     fields = writer.node("BitwiseAnd", [shifted, writer.constant(np.array([2**bits - 1], np.uint32))])
-    signed = writer.node("Cast", [fields], to=onnx.TensorProto.INT8)
-    centred = writer.node("Sub", [signed, writer.constant(np.array([2 ** (bits - 1)], np.int8))])
-    return writer.node("Reshape", [centred, writer.constant(np.array([-1], np.int64))])
+    # in int32, because ONNX Runtime before 1.21 has no kernel that subtracts int8
+    signed = writer.node("Cast", [fields], to=onnx.TensorProto.INT32)
+    centred = writer.node("Sub", [signed, writer.constant(np.array([2 ** (bits - 1)], np.int32))])
+    narrow = writer.node("Cast", [centred], to=onnx.TensorProto.INT8)
+    return writer.node("Reshape", [narrow, writer.constant(np.array([-1], np.int64))])
 
 
 def _evaluate_constants(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:

@@ -49,9 +49,7 @@ def export_graph(
                 dynamic_shapes=tuple({0: batch} for _ in inputs),
             )
     except Exception as error:
-        raise TrialFailed(
-            "export", f"the network must be exportable to ONNX; {_innermost_message(error)}"
-        ) from error
+        raise TrialFailed("export", f"the network must be exportable to ONNX; {_innermost_message(error)}") from error
     assert program is not None
     graph = program.model_proto
     _separate_zero_points_(graph)
@@ -66,9 +64,7 @@ def _separate_zero_points_(model: onnx.ModelProto) -> None:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             own = node.input[1].removesuffix(".scale") + ".zero_point"
             if own not in stored:
-                stored[own] = onnx.numpy_helper.from_array(
-                    onnx.numpy_helper.to_array(stored[node.input[2]]), own
-                )
+                stored[own] = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored[node.input[2]]), own)
                 graph.initializer.append(stored[own])
             node.input[2] = own
     used = {name for node in graph.node for name in node.input}

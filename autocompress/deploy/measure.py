@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from autocompress.candidate import Accuracy, Parity
+from autocompress.candidate import Accuracy, Measurement, Parity
 from autocompress.deploy.session import open_session, predict
 from autocompress.errors import TrialFailed
 
@@ -19,10 +20,19 @@ LEAST_AGREEMENT = 0.99
 Batch = tuple[NDArray[np.float32], ...]
 
 
-def file_sizes(path: Path) -> tuple[int, int]:
-    """Bytes of the file, and its bytes after zstandard (level 19): what shipping it costs."""
+def measure_bytes(path: Path, baseline_bytes: int | None = None) -> Measurement:
+    """Digest and bytes of a file, and its bytes after zstandard (level 19): what a download of it costs.
+
+    Args:
+        baseline_bytes: bytes of the uncompressed model; None for the baseline itself.
+    """
     content = path.read_bytes()
-    return len(content), len(zstandard.ZstdCompressor(level=19).compress(content))
+    return Measurement(
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        compressed_bytes=len(zstandard.ZstdCompressor(level=19).compress(content)),
+        size_ratio=len(content) / (baseline_bytes or len(content)),
+    )
 
 
 def hits(path: Path, batches: Iterable[tuple[Batch, NDArray[np.int64]]], threads: int) -> NDArray[np.bool_]:
@@ -62,9 +72,7 @@ def check_parity(
         TrialFailed: outputs that are not finite or do not vary over inputs, or figures beyond the tolerance.
     """
     if len(expected) > 1 and not (expected.std(axis=0) > 0).any():
-        raise TrialFailed(
-            "parity", f"logits must vary over inputs to be compared; all {len(expected)} are equal"
-        )
+        raise TrialFailed("parity", f"logits must vary over inputs to be compared; all {len(expected)} are equal")
     logits = predict(open_session(path, threads), inputs)
     if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         raise TrialFailed("parity", "logits must be finite numbers; some of the file's or of torch's are not")

@@ -49,9 +49,7 @@ def open_session(path: Path, threads: int, options: ort.SessionOptions | None = 
         raise TrialFailed("runtime", f"{path} does not load: {_first_line(error)}") from error
 
 
-def predict(
-    session: ort.InferenceSession, batches: Iterable[tuple[npt.NDArray[Any], ...]]
-) -> npt.NDArray[np.float32]:
+def predict(session: ort.InferenceSession, batches: Iterable[tuple[npt.NDArray[Any], ...]]) -> npt.NDArray[np.float32]:
     """First output of the file for all batches, concatenated: [examples, ...].
 
     Args:

@@ -86,9 +86,7 @@ class AccuracyView:
     below: int
 
 
-def accuracy_view(
-    frame: pd.DataFrame, baseline: Measurement, limits: LimitsSection, cost: Cost
-) -> AccuracyView:
+def accuracy_view(frame: pd.DataFrame, baseline: Measurement, limits: LimitsSection, cost: Cost) -> AccuracyView:
     """What the accuracy-size or the accuracy-latency figure shows; ``frame`` is of ``candidates_frame``."""
     measured = frame[frame["val_accuracy"].notna() & frame[f"{cost}_ratio"].notna()]
     untrained = frame[frame["val_accuracy"].isna() & frame[f"{cost}_ratio"].notna()]

@@ -123,9 +123,7 @@ def draw_stage_time(seconds: dict[str, float]) -> go.Figure:
             y=[""], x=[spent / 60], orientation="h", name=f"{name} {share}", marker={"color": colour},
             hovertext=f"{name}: {formats.duration(spent)}, {share}", hoverinfo="text",
         )  # fmt: skip
-    figure.update_layout(
-        barmode="stack", legend={"traceorder": "normal", "y": 1.15}, margin={"b": 48, "l": 16}
-    )
+    figure.update_layout(barmode="stack", legend={"traceorder": "normal", "y": 1.15}, margin={"b": 48, "l": 16})
     figure.update_xaxes(title="minutes in trials", gridcolor=GRID)
     return figure
 

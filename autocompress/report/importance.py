@@ -73,9 +73,7 @@ def draw_importance(found: Importance) -> go.Figure:
     names = most_important(found)[::-1]
     labels = [f"{html.escape(name)}  <i>{found.presence[name]:.0%} of trials</i> " for name in names]
     titles = [_panel_title(objective, shares, names) for objective, shares in found.shares.items()]
-    figure = make_subplots(
-        cols=len(titles), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles
-    )
+    figure = make_subplots(cols=len(titles), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
     for column, shares in enumerate(found.shares.values(), start=1):
         values = [shares[name] for name in names]
         figure.add_bar(

@@ -210,9 +210,7 @@ def _value(node: ast.expr, rows: pd.DataFrame) -> _Value:
 
 def _column(name: str, rows: pd.DataFrame) -> _Value:
     if name.startswith("test_"):
-        raise _ExpressionError(
-            f"validation chooses, test only reports; {name} is a test column; use a val_ one"
-        )
+        raise _ExpressionError(f"validation chooses, test only reports; {name} is a test column; use a val_ one")
     if name not in rows.columns:
         raise _ExpressionError(f"there is no column {name!r}; {_suggestion(name, rows)}")
     column = rows[name]
@@ -231,9 +229,7 @@ def _suggestion(name: str, rows: pd.DataFrame) -> str:
 
 def _numbers(value: _Value, node: ast.expr) -> _Floats:
     if not isinstance(value, _Numbers):
-        raise _ExpressionError(
-            f"{ast.unparse(node)!r} is not a number; use a column of numbers, such as latency_ms"
-        )
+        raise _ExpressionError(f"{ast.unparse(node)!r} is not a number; use a column of numbers, such as latency_ms")
     return value.values
 
 

@@ -30,7 +30,7 @@ from autocompress.config import StudyConfig, TargetSection
 from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
 from autocompress.deploy.machine_lock import training_batch
-from autocompress.deploy.measure import compare_hits, file_sizes
+from autocompress.deploy.measure import compare_hits, measure_bytes
 from autocompress.deploy.timing import time_latency
 from autocompress.errors import DataError, ModelError, RunError, TrialFailed
 from autocompress.models import ModelSpace, load_model, load_space, load_weights, weights_digest
@@ -160,7 +160,7 @@ def _make_run(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
     try:
         measure_baseline(preparing, inputs, watcher)
         write_study(preparing, inputs.config)
-        os.replace(preparing.root, run.root)
+        preparing.root.replace(run.root)
     finally:
         shutil.rmtree(preparing.root, ignore_errors=True)
 
@@ -223,15 +223,12 @@ def _export_and_measure(run: RunFolder, bench: Bench, target: TargetSection) -> 
             f"the base must survive its export; {error.kind}: {error}; see the limits in docs/guide.md"
         ) from error
     np.save(run.baseline / "validation_hits.npy", own)
-    size, compressed = file_sizes(path)
-    return Measurement(
-        size_bytes=size,
-        compressed_bytes=compressed,
-        size_ratio=1.0,
-        latency=measure_latency(path, path, bench.data, target),
-        parity=agreement,
-        validation=compare_hits(own, own),
-    )
+    figures = {
+        "latency": measure_latency(path, path, bench.data, target),
+        "parity": agreement,
+        "validation": compare_hits(own, own),
+    }
+    return measure_bytes(path).model_copy(update=figures)
 
 
 def measure_latency(candidate: Path, baseline: Path, data: TaskData, target: TargetSection) -> Latency:

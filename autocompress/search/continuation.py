@@ -84,9 +84,7 @@ def promising(candidates: Sequence[Candidate], count: int, by_family: bool) -> l
     if not by_family or len(families) < 2:
         return _greedy(usable, count)
     share = math.ceil(count / len(families))
-    ranked = [
-        _greedy([c for c in usable if c.plan.architecture.family == family], share) for family in families
-    ]
+    ranked = [_greedy([c for c in usable if c.plan.architecture.family == family], share) for family in families]
     interleaved = [c for place in range(share) for members in ranked for c in members[place : place + 1]]
     return interleaved[:count]
 
@@ -103,9 +101,7 @@ def _greedy(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     while left and len(chosen) < count:
         taken = [points[c.trial] for c in chosen]
         # the drop decides between candidates that add nothing
-        best = max(
-            left, key=lambda c: (hypervolume(np.array([*taken, points[c.trial]])), -points[c.trial][0])
-        )
+        best = max(left, key=lambda c: (hypervolume(np.array([*taken, points[c.trial]])), -points[c.trial][0]))
         chosen.append(best)
         left.remove(best)
     return chosen

@@ -73,9 +73,7 @@ def export_candidate(run: RunFolder, number: int, out: Path) -> Path:
             # the outputs of the run's own file, which the copy must reproduce
             write_card(folder, provenance, make_reference(run.artifact(number), inputs))
         except TrialFailed as error:
-            raise VerificationFailed(
-                f"the file of trial {number} must run; {error}; export another"
-            ) from error
+            raise VerificationFailed(f"the file of trial {number} must run; {error}; export another") from error
         for check in verify_folder(folder):
             if not check.passed:
                 raise VerificationFailed(f"the copy must do what its card says; {check.name}: {check.detail}")
@@ -99,11 +97,11 @@ def _copy_file(run: RunFolder, candidate: Candidate, folder: Path) -> None:
     assert candidate.measurement is not None
     artifact, copy = run.artifact(candidate.trial), folder / MODEL
     shutil.copyfile(artifact, copy)
-    found, stated = copy.stat().st_size, candidate.measurement.size_bytes
-    if found != stated or sha256(copy) != sha256(artifact):
+    found, stated = sha256(copy), candidate.measurement.sha256
+    if found != stated:
         raise VerificationFailed(
-            f"the file of trial {candidate.trial} must be as measured; it had {stated} bytes, "
-            f"its copy has {found}; export another"
+            f"the file of trial {candidate.trial} must be as measured; its sha256 was {stated[:12]}, "
+            f"its copy has {found[:12]}; export another"
         )
 
 
@@ -137,9 +135,7 @@ def _appearing(out: Path) -> Iterator[Path]:
     target = out.resolve()
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise RunError(
-                f"an export makes a new folder; {out} exists and is in use; choose another with -o"
-            )
+            raise RunError(f"an export makes a new folder; {out} exists and is in use; choose another with -o")
         with _made(target.parent):
             temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
             shutil.rmtree(temporary, ignore_errors=True)
@@ -150,9 +146,7 @@ def _appearing(out: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise RunError(
-            f"an export reads its run and writes {out}; {error}; choose another with -o"
-        ) from error
+        raise RunError(f"an export reads its run and writes {out}; {error}; choose another with -o") from error
 
 
 @contextmanager

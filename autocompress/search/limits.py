@@ -50,11 +50,7 @@ def describe_broken(found: dict[str, float], limits: LimitsSection) -> str:
 
     def text(name: str) -> str:
         amount = found[name]
-        by = (
-            f"{amount:.2f} points over"
-            if name == "max_accuracy_drop"
-            else f"{math.exp(amount):.2f} times over"
-        )
+        by = f"{amount:.2f} points over" if name == "max_accuracy_drop" else f"{math.exp(amount):.2f} times over"
         return f"{name} = {settings[name]} ({by})"
 
     return ", ".join(text(name) for name in broken)

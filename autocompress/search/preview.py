@@ -13,7 +13,7 @@ from autocompress.analysis import Analysis
 from autocompress.candidate import Measurement
 from autocompress.config import LimitsSection, StudyConfig
 from autocompress.data.task import TaskData
-from autocompress.deploy.measure import compare_hits, file_sizes
+from autocompress.deploy.measure import compare_hits, measure_bytes
 from autocompress.pipeline import Bench, build_network, draft, finish, parity, split_hits
 from autocompress.plan import Plan, TrainingSpec
 from autocompress.search.baseline import (
@@ -60,12 +60,9 @@ def preview(config: StudyConfig) -> Iterator[str]:
 
 
 def _data_lines(data: TaskData) -> Iterator[str]:
-    counts = ", ".join(
-        f"{len(getattr(data, name))} {name}" for name in ("train", "calibration", "validation", "test")
-    )
+    counts = ", ".join(f"{len(getattr(data, name))} {name}" for name in ("train", "calibration", "validation", "test"))
     shapes = ", ".join(
-        f"{name} {tuple(x.shape[1:])}"
-        for name, x in zip(data.input_names, data.example_inputs(1), strict=True)
+        f"{name} {tuple(x.shape[1:])}" for name, x in zip(data.input_names, data.example_inputs(1), strict=True)
     )
     yield f"data: {counts}; {len(data.class_names)} classes; inputs {shapes}"
 
@@ -82,9 +79,7 @@ def _baseline_lines(baseline: Measurement) -> Iterator[str]:
 
 def _analysis_lines(analysis: Analysis, inputs: Inputs) -> Iterator[str]:
     covered = {layer for group in analysis.groups for layer in group.layers}
-    sizes = {
-        name: sum(p.numel() for p in inputs.base.get_submodule(name).parameters()) for name in analysis.layers
-    }
+    sizes = {name: sum(p.numel() for p in inputs.base.get_submodule(name).parameters()) for name in analysis.layers}
     share = sum(size for name, size in sizes.items() if name in covered) / max(1, analysis.parameters)
     yield f"found: {len(analysis.groups)} prunable groups that touch {share:.0%} of {analysis.parameters:,} parameters"
     for run in analysis.runs:
@@ -129,16 +124,10 @@ def _limit_lines(
         plan = space.suggest_plan(PerLayer(_ExtremeOf(family)), 0)
         path = run.root / f"{family}.onnx"
         draft(bench, build_network(bench, plan), plan, path, StageClock())
-        size, compressed = file_sizes(path)
         latency = measure_latency(path, run.baseline / "model.onnx", bench.data, config.target)
-        measurement = Measurement(
-            size_bytes=size,
-            compressed_bytes=compressed,
-            size_ratio=size / baseline.size_bytes,
-            latency=latency,
-        )
+        measurement = measure_bytes(path, baseline.size_bytes).model_copy(update={"latency": latency})
         yield (
-            f"smallest plan of family {family}: {size:,} bytes ({1 / measurement.size_ratio:.1f}x smaller), "
+            f"smallest plan of family {family}: {measurement.size_bytes:,} bytes ({1 / measurement.size_ratio:.1f}x smaller), "
             f"{latency.latency_ms:.3g} ms ({1 / latency.ratio:.1f}x faster)"
         )
         for name, amount in violations(config.limits, measurement, baseline.size_bytes).items():

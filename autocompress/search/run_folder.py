@@ -73,9 +73,7 @@ def open_run(path: Path) -> RunFolder:
     """
     run = RunFolder(path)
     if not run.study_file.is_file():
-        raise RunError(
-            f"RUN is the folder of a search; {path} has no study.toml; start one with `autocompress search`"
-        )
+        raise RunError(f"RUN is the folder of a search; {path} has no study.toml; start one with `autocompress search`")
     return run
 
 
@@ -111,15 +109,13 @@ def _identity(config: StudyConfig) -> dict[str, dict[str, Any]]:
 
 def write_json(path: Path, content: BaseModel | Any) -> None:
     """Write a record so that a reader sees all of it or nothing, and so that it survives a power cut."""
-    text = (
-        content.model_dump_json(indent=1) if isinstance(content, BaseModel) else json.dumps(content, indent=1)
-    )
+    text = content.model_dump_json(indent=1) if isinstance(content, BaseModel) else json.dumps(content, indent=1)
     temporary = path.with_suffix(f".{os.getpid()}.partial")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def write_study(run: RunFolder, config: StudyConfig) -> None:
@@ -149,9 +145,7 @@ def read_candidate(run: RunFolder, number: int) -> Candidate | None:
     except FileNotFoundError:
         return None
     except (ValidationError, OSError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"a trial's record must be as it was written; {path} is not; remove that folder"
-        ) from error
+        raise RunError(f"a trial's record must be as it was written; {path} is not; remove that folder") from error
 
 
 def read_candidates(run: RunFolder) -> list[Candidate]:

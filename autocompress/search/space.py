@@ -136,9 +136,7 @@ class Space:
         architecture, layers, groups, ratios = self._network(draw, family)
         return Plan(
             architecture=architecture,
-            pruning=PruningSpec(
-                ratios=_per_position(groups, lambda g, p: draw.level("sparsity", g, ratios, p))
-            ),
+            pruning=PruningSpec(ratios=_per_position(groups, lambda g, p: draw.level("sparsity", g, ratios, p))),
             distillation=DistillationSpec(
                 alpha=draw.amount("alpha", *self.section.alpha),
                 temperature=draw.amount("temperature", *self.section.temperature, log=True),
@@ -184,9 +182,7 @@ class Space:
         order = draw.architecture("block_order", ["sensitivity", "even"], 0.0)
         for number, run in enumerate(self.base.runs):
             # kept counts fall with the index, so that the first option changes nothing
-            gone = draw.architecture(
-                f"dropped:{run.name}", range(len(run.blocks) + 1), number / len(self.base.runs)
-            )
+            gone = draw.architecture(f"dropped:{run.name}", range(len(run.blocks) + 1), number / len(self.base.runs))
             dropped += _least_missed(run, gone) if order == "sensitivity" else _evenly_spaced(run, gone)
         return tuple(sorted(dropped))
 

@@ -27,7 +27,7 @@ from torch.fx import GraphModule
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig
-from autocompress.deploy.measure import file_sizes
+from autocompress.deploy.measure import measure_bytes
 from autocompress.errors import RunError, StudyFailed, TrialFailed
 from autocompress.models import weights_digest
 from autocompress.pipeline import Bench, build_network, draft, finish, least_size_bytes, parity, split_hits
@@ -247,11 +247,7 @@ def _prepare_next(
 def _has_time_for_another(session: Session, candidates: Sequence[Candidate]) -> bool:
     """Whether a trial of the usual length ends before the timeout; the first ones are always tried."""
     timeout = session.config.study.timeout_s
-    usual = [
-        c.finished_s - c.started_s
-        for c in candidates
-        if c.origin is Origin.SAMPLED and c.state is State.COMPLETE
-    ]
+    usual = [c.finished_s - c.started_s for c in candidates if c.origin is Origin.SAMPLED and c.state is State.COMPLETE]
     return timeout is None or not usual or session.elapsed_s() + statistics.median(usual) <= timeout
 
 
@@ -350,7 +346,7 @@ class _Trial:
     name: str
     parent: Candidate | None
     started_s: float
-    plan: Plan = Plan()  # until it is decided
+    plan: Plan = field(default_factory=Plan)  # until it is decided
     clock: StageClock = field(default_factory=StageClock)
 
 
@@ -491,29 +487,20 @@ def _needs_latency_first(session: Session, plan: Plan) -> bool:
 
 
 def _measure_file(session: Session, path: Path, clock: StageClock, timed: bool) -> Measurement:
-    size, compressed = file_sizes(path)
-    latency = None
-    if timed:
-        with clock.stage("time"):
-            baseline = session.run.baseline / "model.onnx"
-            latency = measure_latency(path, baseline, session.bench.data, session.config.target)
-    return Measurement(
-        size_bytes=size,
-        compressed_bytes=compressed,
-        size_ratio=size / session.baseline.size_bytes,
-        latency=latency,
-    )
+    measurement = measure_bytes(path, session.baseline.size_bytes)
+    if not timed:
+        return measurement
+    with clock.stage("time"):
+        baseline = session.run.baseline / "model.onnx"
+        latency = measure_latency(path, baseline, session.bench.data, session.config.target)
+    return measurement.model_copy(update={"latency": latency})
 
 
 def describe(plan: Plan, name: str = "") -> str:
     """One line about a plan, for people."""
     architecture = plan.architecture
     if architecture.family == "base":
-        body = (
-            f"base without {len(architecture.dropped_blocks)} blocks"
-            if architecture.dropped_blocks
-            else "base"
-        )
+        body = f"base without {len(architecture.dropped_blocks)} blocks" if architecture.dropped_blocks else "base"
     else:
         body = "space " + " ".join(f"{label}={value}" for label, value in architecture.choices.items())
     bits = sorted({str(p) for p in plan.quantization.precisions.values()})
@@ -572,12 +559,8 @@ def measure_test(session: Session) -> None:
             assert candidate.measurement is not None
             if candidate.measurement.test is None:
                 yardstick = test_hits(session.run, session.bench)
-                own = split_hits(
-                    session.bench, session.run.artifact(candidate.trial), session.bench.data.test
-                )
-                measurement = candidate.measurement.model_copy(
-                    update={"test": paired_accuracy(own, yardstick)}
-                )
+                own = split_hits(session.bench, session.run.artifact(candidate.trial), session.bench.data.test)
+                measurement = candidate.measurement.model_copy(update={"test": paired_accuracy(own, yardstick)})
                 record(session.run, candidate.model_copy(update={"measurement": measurement}))
 
 

@@ -274,9 +274,7 @@ def test_a_bad_folder_gets_one_line(
         ({"validation_fraction": 0.001}, "each split", "gives 2", "raise"),
     ],
 )
-def test_a_bad_data_section_gets_one_line(
-    options: dict[str, object], rule: str, value: str, step: str
-) -> None:
+def test_a_bad_data_section_gets_one_line(options: dict[str, object], rule: str, value: str, step: str) -> None:
     with pytest.raises(DataError) as caught:
         load_data(DataSection(**({"source": "sklearn:digits"} | options)), 0)  # type: ignore[arg-type]
     _assert_says(str(caught.value), rule, value, step)

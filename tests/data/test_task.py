@@ -68,9 +68,7 @@ def test_model_inputs_are_not_augmented(task: TaskData) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 7, 16])
-def test_example_inputs_have_the_asked_batch_and_repeat_when_train_is_smaller(
-    task: TaskData, batch: int
-) -> None:
+def test_example_inputs_have_the_asked_batch_and_repeat_when_train_is_smaller(task: TaskData, batch: int) -> None:
     inputs = task.example_inputs(batch)
     assert len(inputs) == len(task.input_names)
     assert inputs[0][:, 0].tolist() == [(row % 7) / 2 for row in range(batch)]

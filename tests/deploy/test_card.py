@@ -51,9 +51,7 @@ CHECKS = [
 ]
 
 
-def model_of(
-    nodes: list[Any], initializers: list[Any], output: list[Any], opset: int = 21
-) -> onnx.ModelProto:
+def model_of(nodes: list[Any], initializers: list[Any], output: list[Any], opset: int = 21) -> onnx.ModelProto:
     """image [batch, 3, 4, 4] -> logits."""
     inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 4, 4])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, output)]
@@ -97,21 +95,15 @@ def layers_of(weight: np.ndarray, precision: Precision) -> dict[str, LayerWeight
 def provenance(precision: Precision = Precision.FLOAT32) -> Provenance:
     accuracy = Accuracy(correct=90, total=100, lost=3, gained=1)
     latency = Latency(latency_ms=0.1, p90_ms=0.2, baseline_ms=0.4, ratio=0.25, ratio_low=0.2, ratio_high=0.3)
-    measured = Measurement(
-        size_bytes=1, compressed_bytes=1, size_ratio=0.5, latency=latency, validation=accuracy
-    )
+    measured = Measurement(size_bytes=1, compressed_bytes=1, size_ratio=0.5, latency=latency, validation=accuracy)
     plan = Plan(quantization=QuantizationSpec(precisions={"head": precision}), seed=3)
     return Provenance(
         study="a-study",
-        candidate=Candidate(
-            trial=7, origin=Origin.SAMPLED, state=State.COMPLETE, plan=plan, measurement=measured
-        ),
+        candidate=Candidate(trial=7, origin=Origin.SAMPLED, state=State.COMPLETE, plan=plan, measurement=measured),
         preprocessing={"divide_by": 255, "mean": [0.5]},
         class_names=tuple("abcdefghij"),
         latency=LatencyConditions(runtime="onnxruntime", threads=1, batch_size=1),
-        machine=Machine(
-            machine="x86_64", system="Linux", cpu="a cpu", cpu_features=("avx2",), cores=2, python="3.11"
-        ),
+        machine=Machine(machine="x86_64", system="Linux", cpu="a cpu", cpu_features=("avx2",), cores=2, python="3.11"),
         versions={"onnxruntime": "1.27.0"},
     )
 
@@ -223,9 +215,7 @@ def test_mixed_precision_names_the_release_that_answers_otherwise(tmp_path: Path
     candidate = mixed.candidate.model_copy(update={"plan": plan})
     reference = make_reference(tmp_path / "a" / MODEL, [images()])
     fields = {name: getattr(mixed, name) for name in mixed.__dataclass_fields__} | {"candidate": candidate}
-    assert any(
-        "1.21" in note for note in write_card(tmp_path / "a", Provenance(**fields), reference).file.notes
-    )
+    assert any("1.21" in note for note in write_card(tmp_path / "a", Provenance(**fields), reference).file.notes)
 
 
 @pytest.mark.parametrize(
@@ -271,9 +261,7 @@ def test_an_export_passes_all_checks(exported: dict[Precision, Path], precision:
 
 
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.W2, Precision.W8A8, Precision.W3A8])
-def test_plain_onnxruntime_reproduces_the_stored_outputs(
-    exported: dict[Precision, Path], precision: Precision
-) -> None:
+def test_plain_onnxruntime_reproduces_the_stored_outputs(exported: dict[Precision, Path], precision: Precision) -> None:
     card = json.loads((exported[precision] / "card.json").read_text())
     session = ort.InferenceSession(exported[precision] / "model.onnx", providers=["CPUExecutionProvider"])
     with np.load(exported[precision] / "reference.npz") as stored:
@@ -380,17 +368,13 @@ def no_archive(folder: Path) -> None:
         (lambda folder: (folder / REFERENCE).unlink(), "checksum of reference.npz"),
         (lambda folder: flip(folder / REFERENCE, 300), "checksum of reference.npz"),
         (
-            lambda folder: change_reference(
-                folder, lambda arrays: arrays["output.logits"].__iadd__(np.float32(1e-6))
-            ),
+            lambda folder: change_reference(folder, lambda arrays: arrays["output.logits"].__iadd__(np.float32(1e-6))),
             "checksum of reference.npz",
         ),
         (no_model, "model loads"),
         (renamed_output, "inputs and output"),
         (
-            lambda folder: change_card(
-                folder, lambda card: card["inputs"][0].update(shape=["batch", 3, 4, 5])
-            ),
+            lambda folder: change_card(folder, lambda card: card["inputs"][0].update(shape=["batch", 3, 4, 5])),
             "inputs and output",
         ),
         (

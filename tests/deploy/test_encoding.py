@@ -114,8 +114,7 @@ def weights_of(model: onnx.ModelProto, bits: int, integer: bool) -> dict[str, La
 def dequantised(layers: dict[str, LayerWeights]) -> dict[str, np.ndarray]:
     """Float weights by the name of their initialiser."""
     return {
-        f"{name}.weight": layer.values.astype(np.float32)
-        * layer.scales.reshape([-1] + [1] * (layer.values.ndim - 1))
+        f"{name}.weight": layer.values.astype(np.float32) * layer.scales.reshape([-1] + [1] * (layer.values.ndim - 1))
         for name, layer in layers.items()
     }
 

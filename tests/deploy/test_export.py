@@ -50,7 +50,9 @@ def run(model: onnx.ModelProto, *inputs: Tensor) -> np.ndarray:
     return session.run(["logits"], {f"input{n}": x.numpy() for n, x in enumerate(inputs)})[0]
 
 
-def structure(model: onnx.ModelProto) -> tuple[list[tuple[str, list[str], list[str]]], dict[str, tuple[int, ...]]]:
+def structure(
+    model: onnx.ModelProto,
+) -> tuple[list[tuple[str, list[str], list[str]]], dict[str, tuple[int, ...]]]:
     """Nodes with what they read and write, and shapes of what is stored."""
     nodes = [(node.op_type, list(node.input), list(node.output)) for node in model.graph.node]
     return nodes, {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
@@ -159,7 +161,9 @@ def test_norms_that_are_equal_before_training_may_differ_after_it() -> None:
         if "running" in name:
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.1)
     with torch.no_grad():
-        np.testing.assert_allclose(run(filled(exported, network), IMAGES), network(IMAGES).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            run(filled(exported, network), IMAGES), network(IMAGES).numpy(), rtol=1e-4, atol=1e-5
+        )
 
 
 class TwoInputs(nn.Module):
@@ -180,7 +184,9 @@ def test_networks_of_several_inputs_keep_their_order_and_types() -> None:
     assert [value.name for value in exported.graph.input] == ["input0", "input1"]
     assert [value.type.tensor_type.elem_type for value in exported.graph.input] == [7, 1]
     with torch.no_grad():
-        np.testing.assert_allclose(run(filled(exported, network), tokens, numbers), network(tokens, numbers), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            run(filled(exported, network), tokens, numbers), network(tokens, numbers), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_one_example_serves_for_an_example(trained: nn.Module, graph: onnx.ModelProto) -> None:

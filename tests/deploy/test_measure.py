@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.deploy.measure import check_parity, compare_hits, file_sizes, hits
+from autocompress.deploy.measure import check_parity, compare_hits, hits, measure_bytes
 from autocompress.errors import TrialFailed
 
 WEIGHT = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -40,10 +41,13 @@ def test_sizes_are_those_of_the_file_and_of_its_download(tmp_path: Path) -> None
     noise, zeros = tmp_path / "noise", tmp_path / "zeros"
     noise.write_bytes(np.random.default_rng(0).bytes(10_000))
     zeros.write_bytes(bytes(10_000))
-    size, compressed = file_sizes(noise)
-    assert size == 10_000 <= compressed < 10_100
-    size, compressed = file_sizes(zeros)
-    assert size == 10_000 and compressed < 100
+    measured = measure_bytes(noise, 40_000)
+    assert measured.size_bytes == 10_000 <= measured.compressed_bytes < 10_100
+    assert measured.size_ratio == 0.25
+    assert measured.sha256 == hashlib.sha256(noise.read_bytes()).hexdigest()
+    measured = measure_bytes(zeros)
+    assert measured.size_bytes == 10_000 and measured.compressed_bytes < 100
+    assert measured.size_ratio == 1.0
     packed = zstandard.ZstdCompressor(level=19).compress(noise.read_bytes())
     assert zstandard.ZstdDecompressor().decompress(packed) == noise.read_bytes()
 

@@ -180,9 +180,7 @@ def test_the_timing_process_is_light(model: Path) -> None:
 
 
 @pytest.mark.parametrize("inputs", [[("features", (1, 63), "float32")], [("pixels", (1, 64), "float32")]])
-def test_inputs_that_do_not_fit_fail_in_one_line(
-    model: Path, inputs: list[tuple[str, tuple[int, ...], str]]
-) -> None:
+def test_inputs_that_do_not_fit_fail_in_one_line(model: Path, inputs: list[tuple[str, tuple[int, ...], str]]) -> None:
     with pytest.raises(TrialFailed, match="could not be timed") as failure:
         time_latency(model, model, inputs, threads=1)
     assert failure.value.kind == "timing"

@@ -46,9 +46,7 @@ def accuracy(total: int, drop_points: float, churn: float = 0.02) -> Accuracy:
     return Accuracy(correct=round(0.883 * total) - net, total=total, lost=gained + net, gained=gained)
 
 
-def measurement(
-    size_ratio: float, latency_ratio: float, drop: float | None, noisy: bool = False
-) -> Measurement:
+def measurement(size_ratio: float, latency_ratio: float, drop: float | None, noisy: bool = False) -> Measurement:
     """A file's figures; without a drop it was stopped before training."""
     latency_ms = BASELINE_MS * latency_ratio
     latency = Latency(
@@ -63,23 +61,17 @@ def measurement(
     )  # fmt: skip
 
 
-def base_plan(
-    generator: np.random.Generator, dropped: int, ratio: float, precisions: list[Precision]
-) -> Plan:
+def base_plan(generator: np.random.Generator, dropped: int, ratio: float, precisions: list[Precision]) -> Plan:
     """The base without ``dropped`` blocks, pruned around ``ratio``."""
     gone = tuple(sorted(generator.choice(BLOCKS, size=dropped, replace=False).tolist()))
     kept = [block for block in BLOCKS if block not in gone]
     layers = ["conv1", *(f"{block}.{conv}" for block in kept for conv in ("conv1", "conv2")), "linear"]
-    ratios = {
-        f"{block}.conv1": float(generator.choice([0, ratio, min(ratio + 0.25, 0.75)])) for block in kept
-    }
+    ratios = {f"{block}.conv1": float(generator.choice([0, ratio, min(ratio + 0.25, 0.75)])) for block in kept}
     return Plan(
         architecture=ArchitectureSpec(dropped_blocks=gone),
         pruning=PruningSpec(ratios=ratios if ratio else dict.fromkeys(ratios, 0.0)),
         distillation=DistillationSpec(alpha=float(generator.uniform(0.3, 1)), hint_weight=0.2),
-        quantization=QuantizationSpec(
-            precisions={n: Precision(generator.choice(precisions)) for n in layers}
-        ),
+        quantization=QuantizationSpec(precisions={n: Precision(generator.choice(precisions)) for n in layers}),
         training=TrainingSpec(steps=300, start="0" * 64),
     )
 
@@ -92,9 +84,7 @@ def space_plan(generator: np.random.Generator, depths: list[int], precisions: li
     return Plan(
         architecture=ArchitectureSpec(family="space", choices=choices),
         distillation=DistillationSpec(alpha=float(generator.uniform(0.3, 1)), temperature=3.0),
-        quantization=QuantizationSpec(
-            precisions={n: Precision(generator.choice(precisions)) for n in layers}
-        ),
+        quantization=QuantizationSpec(precisions={n: Precision(generator.choice(precisions)) for n in layers}),
         training=TrainingSpec(steps=600),
     )
 
@@ -157,14 +147,8 @@ def record(
     start = 180.0 + 40.0 * (trial - 4)
     times: dict[str, Any] = {"started_s": start, "finished_s": start + 36, "stage_seconds": stages(29.0)}
     if trial in (9, 21, 33):
-        kind = (
-            "parity: top-1 agreement 97.1 % is below 99 %"
-            if trial != 21
-            else f"export: no operator {HOSTILE}"
-        )
-        return Candidate(
-            trial=trial, origin=Origin.SAMPLED, state=State.FAILED, reason=kind, plan=plan, **times
-        )
+        kind = "parity: top-1 agreement 97.1 % is below 99 %" if trial != 21 else f"export: no operator {HOSTILE}"
+        return Candidate(trial=trial, origin=Origin.SAMPLED, state=State.FAILED, reason=kind, plan=plan, **times)
     over = trial % 9 == 5
     reason = "max_latency_ms = 0.8 (1.09 times over)" if over else ""
     return Candidate(
@@ -194,9 +178,7 @@ def with_test(candidate: Candidate) -> Candidate:
     """The candidate with its test figures read."""
     assert candidate.measurement is not None and candidate.measurement.validation is not None
     test = accuracy(TEST, candidate.measurement.validation.drop_points + 0.13)
-    return candidate.model_copy(
-        update={"measurement": candidate.measurement.model_copy(update={"test": test})}
-    )
+    return candidate.model_copy(update={"measurement": candidate.measurement.model_copy(update={"test": test})})
 
 
 def optuna_study(candidates: list[Candidate]) -> optuna.Study:

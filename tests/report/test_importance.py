@@ -31,9 +31,7 @@ def made_up(count: int, origin: Origin = Origin.SAMPLED) -> tuple[optuna.Study, 
         latency = 0.2 + 0.7 * params.get("space.y", 1.0)
         # The storage's own values are worthless here: figures come from the candidates.
         distributions: dict[str, optuna.distributions.BaseDistribution] = dict.fromkeys(params, unit)
-        study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=distributions, values=[0.0] * 3)
-        )
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, values=[0.0] * 3))
         measured = measurement(size, latency, 3.0 * params["z"])
         candidates.append(
             Candidate(trial=trial, origin=origin, state=State.COMPLETE, plan=Plan(), measurement=measured)
@@ -44,9 +42,7 @@ def made_up(count: int, origin: Origin = Origin.SAMPLED) -> tuple[optuna.Study, 
 def test_the_deciding_parameter_leads_its_objective() -> None:
     found = importance(*made_up(80))
     assert found is not None and found.trials == 80
-    leaders = {
-        objective: max(shares, key=lambda name: shares[name]) for objective, shares in found.shares.items()
-    }
+    leaders = {objective: max(shares, key=lambda name: shares[name]) for objective, shares in found.shares.items()}
     assert leaders == {"validation drop": "z", "size": "base.x", "latency": "space.y"}
     assert all(sum(shares.values()) == pytest.approx(1.0) for shares in found.shares.values())
     assert found.presence == {"base.x": 0.5, "space.y": 0.5, "z": 1.0, "noise": 1.0}

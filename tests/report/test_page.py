@@ -87,9 +87,7 @@ def test_without_a_front(run: Run) -> None:
 
 def test_without_test_figures(run: Run) -> None:
     untested = [
-        c.model_copy(
-            update={"measurement": c.measurement and c.measurement.model_copy(update={"test": None})}
-        )
+        c.model_copy(update={"measurement": c.measurement and c.measurement.model_copy(update={"test": None})})
         for c in run.candidates
     ]
     page = rendered(run, candidates=untested, baseline=run.baseline.model_copy(update={"test": None}))

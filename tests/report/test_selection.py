@@ -79,9 +79,7 @@ def comparison(terms: list[Term], symbols: list[str]) -> Term:
         ]
         return every(parts)
 
-    text = terms[0].text + "".join(
-        f" {symbol} {term.text}" for symbol, term in zip(symbols, terms[1:], strict=True)
-    )
+    text = terms[0].text + "".join(f" {symbol} {term.text}" for symbol, term in zip(symbols, terms[1:], strict=True))
     return Term(text, value)
 
 
@@ -129,9 +127,7 @@ comparisons = st.integers(1, 2).flatmap(
     )
 )
 texts = st.builds(
-    lambda symbol, text: Term(
-        f"origin {symbol} '{text}'", lambda row: (row["origin"] == text) is (symbol == "==")
-    ),
+    lambda symbol, text: Term(f"origin {symbol} '{text}'", lambda row: (row["origin"] == text) is (symbol == "==")),
     st.sampled_from(["==", "!="]),
     st.sampled_from(["sampled", "enqueued", "where"]),
 )
@@ -164,12 +160,8 @@ tables = st.lists(
 
 
 @settings(max_examples=400, deadline=None)
-@given(
-    rows=tables, direction=st.sampled_from(["min", "max"]), target=numbers, condition=st.none() | conditions
-)
-def test_the_choice_equals_brute_force(
-    rows: list[Row], direction: str, target: Term, condition: Term | None
-) -> None:
+@given(rows=tables, direction=st.sampled_from(["min", "max"]), target=numbers, condition=st.none() | conditions)
+def test_the_choice_equals_brute_force(rows: list[Row], direction: str, target: Term, condition: Term | None) -> None:
     rows = [row | {"trial": 3 * number} for number, row in enumerate(rows)]
     expression = f"{direction} {target.text}" + (f" where {condition.text}" if condition else "")
     sign = 1 if direction == "max" else -1
@@ -312,9 +304,7 @@ FORBIDDEN = [
 
 @pytest.mark.parametrize("form", FORBIDDEN)
 @pytest.mark.parametrize("expression", ["{}", "max {}", "max h where {}", "max h where {} > 0"])
-def test_nothing_but_the_grammar_is_read_and_nothing_is_run(
-    tmp_path: Path, form: str, expression: str
-) -> None:
+def test_nothing_but_the_grammar_is_read_and_nothing_is_run(tmp_path: Path, form: str, expression: str) -> None:
     file = tmp_path / "touched"
     with pytest.raises(RunError) as failure:
         select_best(frame_of([row(0)]), expression.replace("{}", form.format(file=file)))

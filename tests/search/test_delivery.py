@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -76,18 +77,17 @@ def model(digits: TaskData) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 
-def candidate(trial: int, size_bytes: int, correct: int, total: int) -> Candidate:
-    latency = Latency(
-        latency_ms=0.125, p90_ms=0.2, baseline_ms=0.5, ratio=0.25, ratio_low=0.2, ratio_high=0.3
-    )
+def candidate(trial: int, content: bytes, correct: int, total: int) -> Candidate:
+    latency = Latency(latency_ms=0.125, p90_ms=0.2, baseline_ms=0.5, ratio=0.25, ratio_low=0.2, ratio_high=0.3)
     return Candidate(
         trial=trial,
         origin=Origin.SAMPLED,
         state=State.COMPLETE,
         plan=Plan(quantization=QuantizationSpec(precisions={"head": Precision.FLOAT32}), seed=5),
         measurement=Measurement(
-            size_bytes=size_bytes,
-            compressed_bytes=size_bytes,
+            sha256=hashlib.sha256(content).hexdigest(),
+            size_bytes=len(content),
+            compressed_bytes=len(content),
             size_ratio=0.5,
             latency=latency,
             validation=Accuracy(correct=correct, total=total, lost=2, gained=1),
@@ -110,10 +110,10 @@ def run(tmp_path: Path, config: StudyConfig, digits: TaskData, model: onnx.Model
     write_study(run, config)
     write_json(run.baseline / "facts.json", FACTS)
     keep_task(run, digits)
-    size = len(model.SerializeToString())
-    complete = candidate(COMPLETE, size, hits_of(model, digits), len(digits.validation))
+    content = model.SerializeToString()
+    complete = candidate(COMPLETE, content, hits_of(model, digits), len(digits.validation))
     record(run, complete)
-    onnx.save(model, run.artifact(COMPLETE))
+    run.artifact(COMPLETE).write_bytes(content)
     ends = {FAILED: (State.FAILED, "parity: 0.5"), OVER_LIMIT: (State.OVER_LIMIT, "limit: bytes")}
     for trial, (state, reason) in ends.items():
         gone = {"trial": trial, "state": state, "reason": reason, "measurement": None}
@@ -205,9 +205,7 @@ def test_two_exports_of_a_trial_are_the_same(run: RunFolder, tmp_path: Path) -> 
         (WITHOUT_FILE, "is missing"),
     ],
 )
-def test_a_trial_without_a_file_is_the_users_mistake(
-    run: RunFolder, tmp_path: Path, trial: int, said: str
-) -> None:
+def test_a_trial_without_a_file_is_the_users_mistake(run: RunFolder, tmp_path: Path, trial: int, said: str) -> None:
     with pytest.raises(RunError, match=said) as failure:
         export_candidate(run, trial, tmp_path / "deep" / "out")
     assert "autocompress front" in str(failure.value) and "\n" not in str(failure.value)
@@ -246,7 +244,7 @@ def spoil_references(run: RunFolder) -> None:
     ("spoil", "error", "said"),
     [
         (spoil_size, VerificationFailed, "must be as measured"),
-        (spoil_content, VerificationFailed, "must run"),
+        (spoil_content, VerificationFailed, "must be as measured"),
         (spoil_references, VerificationFailed, "must run"),
         (spoil_facts, RunError, "facts must be as they were written"),
         (lambda run: (run.baseline / "facts.json").unlink(), RunError, "facts must be as they were"),
