@@ -130,7 +130,7 @@ def _write_report(run: RunFolder, path: Path) -> Path:
     from autocompress.search.study import open_study
 
     config = run_config(run)
-    facts = read_facts(run) | {"analysis": read_analysis(run).model_dump(mode="json")}
+    facts = read_facts(run) | {"analysis": read_analysis(run).model_dump(mode="json"), "run_folder": str(run.root)}
     study = open_study(run, config, None) if run.journal.is_file() else None
     write_report(
         path,
@@ -153,7 +153,7 @@ def front(
 
     from rich.console import Console
 
-    from autocompress.report.frame import front_records
+    from autocompress.report.frame import front_records, front_rows
     from autocompress.report.table import front_table_text
     from autocompress.search.run_folder import open_run
 
@@ -163,7 +163,7 @@ def front(
     if format == "json":
         print(json.dumps(front_records(frame), indent=1))
     elif format == "csv":
-        print(frame[frame["on_front"]].to_csv(index=False), end="")
+        print(front_rows(frame).to_csv(index=False), end="")
     else:
         Console(width=None if sys.stdout.isatty() else 160).print(front_table_text(frame))
 

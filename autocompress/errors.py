@@ -6,6 +6,12 @@ Each message states the rule, the value that broke it, and the next step, on one
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class AutocompressError(Exception):
     """Root of all errors raised on purpose."""
 

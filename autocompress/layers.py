@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.fx
 from torch import Tensor, nn
 
-from autocompress.errors import ModelError
+from autocompress.errors import ModelError, first_line
 
 WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
@@ -30,9 +30,8 @@ def trace(model: nn.Module) -> torch.fx.GraphModule:
     try:
         return torch.fx.symbolic_trace(model)
     except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"a model must be traceable by torch.fx; {type(model).__name__}: {cause}; "
+            f"a model must be traceable by torch.fx; {type(model).__name__}: {first_line(error)}; "
             "remove control flow that depends on tensor values"
         ) from error
 

@@ -62,7 +62,8 @@ def outcome(candidate: Candidate) -> str:
     if candidate.state is State.COMPLETE and candidate.measurement is not None:
         beyond = "" if candidate.feasible else ", beyond a limit"
         return figures(candidate.measurement) + beyond
-    return f"{candidate.state.value.replace('_', ' ')}: {candidate.reason}"
+    verb = "stopped at" if candidate.state is State.OVER_LIMIT else "failed:"
+    return f"{verb} {candidate.reason}"
 
 
 def front_volume(candidates: Sequence[Candidate]) -> float:

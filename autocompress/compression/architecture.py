@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import first_line
 from autocompress.layers import call, weight_layers
 
 
@@ -69,7 +70,7 @@ def _dry_run(model: nn.Module, name: str, inputs: tuple[Tensor, ...]) -> str | N
         with torch.no_grad():
             call(trial, inputs)
     except Exception as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

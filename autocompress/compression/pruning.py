@@ -15,6 +15,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from autocompress.errors import first_line
 from autocompress.layers import WEIGHT_LAYERS, call
 
 
@@ -120,5 +121,5 @@ def _dry_run(model: nn.Module, groups: list[Group], inputs: tuple[Tensor, ...]) 
             before = call(model, inputs)
             after = call(prune(model, inputs, {group.name: 0.5 for group in groups}, 1), inputs)
     except Exception as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None if after.shape == before.shape else "its channels are the model's output"

@@ -15,7 +15,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from autocompress.errors import TrialFailed
+from autocompress.errors import TrialFailed, first_line
 
 OPSET = 21
 
@@ -49,7 +49,9 @@ def export_graph(
                 dynamic_shapes=tuple({0: batch} for _ in inputs),
             )
     except Exception as error:
-        raise TrialFailed("export", f"the network must be exportable to ONNX; {_innermost_message(error)}") from error
+        raise TrialFailed(
+            "export", f"the network must be exportable to ONNX; {first_line(_innermost(error))}"
+        ) from error
     assert program is not None
     graph = program.model_proto
     _separate_zero_points_(graph)
@@ -92,11 +94,11 @@ def with_random_values(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return structure
 
 
-def _innermost_message(error: BaseException) -> str:
+def _innermost(error: BaseException) -> BaseException:
+    """The exporter wraps the cause in advice for its authors."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from autocompress.errors import TrialFailed
+from autocompress.errors import TrialFailed, first_line
 
 PROVIDERS = ["CPUExecutionProvider"]
 _ERRORS_ONLY = 3
@@ -46,7 +46,7 @@ def open_session(path: Path, threads: int, options: ort.SessionOptions | None = 
     try:
         return ort.InferenceSession(str(path), options or session_options(threads), providers=PROVIDERS)
     except Exception as error:  # the runtime's own exception classes have no common public base
-        raise TrialFailed("runtime", f"{path} does not load: {_first_line(error)}") from error
+        raise TrialFailed("runtime", f"{path} does not load: {first_line(error)}") from error
 
 
 def predict(session: ort.InferenceSession, batches: Iterable[tuple[npt.NDArray[Any], ...]]) -> npt.NDArray[np.float32]:
@@ -72,8 +72,4 @@ def _run(
     try:
         return np.asarray(session.run([output], dict(zip(names, batch, strict=True)))[0])
     except Exception as error:
-        raise TrialFailed("runtime", f"the file does not run: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrialFailed("runtime", f"the file does not run: {first_line(error)}") from error

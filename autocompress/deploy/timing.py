@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autocompress.deploy.session import open_session
-from autocompress.errors import TrialFailed
+from autocompress.errors import TrialFailed, first_line
 
 if TYPE_CHECKING:  # pydantic costs the timing process more than the timing of a small model
     from autocompress.candidate import Latency
@@ -212,7 +212,7 @@ def main() -> None:
     try:
         figures = measure(json.load(sys.stdin))
     except Exception as error:
-        sys.exit(f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        sys.exit(first_line(error))
     json.dump(figures, sys.stdout)
 
 

@@ -32,7 +32,7 @@ from autocompress.data.task import TaskData
 from autocompress.deploy.machine_lock import training_batch
 from autocompress.deploy.measure import compare_hits, measure_bytes
 from autocompress.deploy.timing import time_latency
-from autocompress.errors import DataError, ModelError, RunError, TrialFailed
+from autocompress.errors import DataError, ModelError, RunError, TrialFailed, first_line
 from autocompress.models import ModelSpace, load_model, load_space, load_weights, weights_digest
 from autocompress.pipeline import Bench, build_network, draft, finish, float_state, parity, split_hits
 from autocompress.plan import DistillationSpec, Plan
@@ -99,7 +99,7 @@ def _check_fit(base: nn.Module, data: TaskData) -> None:
     except Exception as error:
         raise ModelError(
             f"the model must take the data; {[list(x.shape) for x in data.example_inputs(2)]} gives "
-            f"{type(error).__name__}: {str(error).splitlines()[0]}; check image_size, channels and the model's arguments"
+            f"{type(error).__name__}: {first_line(error)}; check image_size, channels and the model's arguments"
         ) from error
     classes = len(data.class_names)
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

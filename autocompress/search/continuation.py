@@ -47,22 +47,23 @@ def next_continuation(
     """
     total = rounds(members)
     current = min(int(progress * total), total - 1)
+    gone_on = busy | {c.parent for c in candidates if c.parent is not None}
     for number in range(current, total):
         width = max(1, members >> number)
-        continued = {c.parent for c in candidates if c.parent is not None}
-        taken = sum(1 for c in candidates if _generation(c, candidates) > number) + len(busy)
-        eligible = [
-            c
-            for c in candidates
-            if c.trial not in continued and c.trial not in busy and _generation(c, candidates) <= number
-        ]
-        if taken >= width:
-            continue
-        # all that take part in this round are ranked together, so that a place taken stays taken
-        ranked = promising(eligible, width - taken, by_family=number == 0)
-        if ranked:
-            return Continuation(ranked[0], number, None if seconds is None else seconds / total / width)
+        entrants = _entrants(candidates, number)
+        # all that take part in a round are ranked together, so that a place taken stays taken
+        free = [c for c in promising(entrants, width, by_family=number == 0) if c.trial not in gone_on]
+        taken = sum(c.trial in gone_on for c in entrants)
+        if free and taken < width:
+            return Continuation(free[0], number, None if seconds is None else seconds / total / width)
     return None
+
+
+def _entrants(candidates: Sequence[Candidate], number: int) -> list[Candidate]:
+    """What the round before made; where it made nothing that can go on, what the one before that made."""
+    generations = {c.trial: _generation(c, candidates) for c in candidates if _can_go_on(c)}
+    latest = max((generation for generation in generations.values() if generation <= number), default=0)
+    return [c for c in candidates if generations.get(c.trial) == latest]
 
 
 def _generation(candidate: Candidate, candidates: Sequence[Candidate]) -> int:
@@ -80,12 +81,11 @@ def promising(candidates: Sequence[Candidate], count: int, by_family: bool) -> l
     family its part: a family that starts from random weights is behind after a short budget.
     """
     usable = [c for c in candidates if _can_go_on(c)]
-    families = sorted({c.plan.architecture.family for c in usable})
-    if not by_family or len(families) < 2:
+    if not by_family:
         return _greedy(usable, count)
-    share = math.ceil(count / len(families))
-    ranked = [_greedy([c for c in usable if c.plan.architecture.family == family], share) for family in families]
-    interleaved = [c for place in range(share) for members in ranked for c in members[place : place + 1]]
+    families = sorted({c.plan.architecture.family for c in usable})
+    ranked = [_greedy([c for c in usable if c.plan.architecture.family == family], count) for family in families]
+    interleaved = [c for place in range(count) for members in ranked for c in members[place : place + 1]]
     return interleaved[:count]
 
 

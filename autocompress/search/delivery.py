@@ -34,7 +34,7 @@ from autocompress.deploy.card import (
 from autocompress.deploy.machine_lock import training_batch
 from autocompress.deploy.measure import Batch, hits
 from autocompress.deploy.timing import time_latency
-from autocompress.errors import RunError, TrialFailed, VerificationFailed
+from autocompress.errors import RunError, TrialFailed, VerificationFailed, first_line
 from autocompress.pipeline import EVALUATION_BATCH
 from autocompress.search.baseline import training_threads
 from autocompress.search.run_folder import RunFolder, read_candidate, read_facts, read_task, run_config
@@ -124,7 +124,7 @@ def _provenance(run: RunFolder, candidate: Candidate) -> tuple[Provenance, tuple
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"a run's facts must be as they were written; {run.baseline}: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}; restore the folder"
+            f"{first_line(error)}; restore the folder"
         ) from error
     return provenance, inputs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,8 +79,9 @@ def open_run(path: Path) -> RunFolder:
 
 
 def run_config(run: RunFolder) -> StudyConfig:
-    """The study as it was resolved when the run was made."""
-    return load_study(run.study_file)
+    """The study as it was resolved when the run was made, whatever the environment says now."""
+    folder = tomllib.loads(run.study_file.read_text(encoding="utf-8")).get("data", {}).get("folder")
+    return load_study(run.study_file, data_folder=folder)
 
 
 def belongs(run: RunFolder, config: StudyConfig) -> str | None:

@@ -28,7 +28,7 @@ from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig
 from autocompress.deploy.measure import measure_bytes
-from autocompress.errors import RunError, StudyFailed, TrialFailed
+from autocompress.errors import RunError, StudyFailed, TrialFailed, first_line
 from autocompress.models import weights_digest
 from autocompress.pipeline import Bench, build_network, draft, finish, least_size_bytes, parity, split_hits
 from autocompress.plan import Plan, TrainingSpec
@@ -147,14 +147,20 @@ def _open(
 ) -> Session:
     digest = restore_base(run, inputs)
     facts = read_facts(run)
-    bench = make_bench(run, inputs, facts)
+    study = open_study(run, config, storage)
     finished = [c.finished_s for c in read_candidates(run)]
+    if finished and not study.get_trials(deepcopy=False):
+        raise RunError(
+            f"a run keeps its storage; {run.root} has {len(finished)} trials and this storage none; "
+            "give the --storage that the run began with"
+        )
+    bench = make_bench(run, inputs, facts)
     return Session(
         config=config,
         run=run,
         bench=bench,
         space=make_space(config, inputs, read_analysis(run), digest),
-        study=open_study(run, config, storage),
+        study=study,
         baseline=read_baseline(run),
         baseline_hits=validation_hits(run),
         watcher=watcher,
@@ -181,9 +187,8 @@ def _reach(storage: str) -> None:
     try:
         optuna.storages.get_storage(storage)
     except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
-            f"--storage is a database that SQLAlchemy can reach, such as sqlite:///study.db; {storage}: {cause}; "
+            f"--storage is a database that SQLAlchemy can reach, such as sqlite:///study.db; {storage}: {first_line(error)}; "
             "check the URL, the server and its driver"
         ) from error
 
@@ -298,14 +303,16 @@ def _ask(session: Session) -> optuna.Trial:
 
 
 def _enqueue_obvious(session: Session) -> None:
+    """Enqueue what is not yet: a death in between must neither lose a plan nor enqueue it twice."""
     with exclusive(session.run.root / "ask.lock"):
-        if session.study.user_attrs.get("enqueued"):
-            return
+        trials = session.study.get_trials(deepcopy=False)
+        known = {t.user_attrs["name"] for t in trials if t.user_attrs.get("origin") == "enqueued"}
         for named in obvious_plans(session.space, parametrisation(session.config.study.sampler)):
+            if named.name in known:
+                continue
             attributes = {"plan": named.plan.model_dump_json(), "origin": "enqueued", "name": named.name}
             outside = {} if named.params is not None else {"outside": True}
             session.study.enqueue_trial(named.params or {}, user_attrs=attributes | outside)
-        session.study.set_user_attr("enqueued", True)
 
 
 # Recovery
@@ -327,11 +334,20 @@ def _settle(session: Session, trial: FrozenTrial) -> None:
         _tell(session, optuna.Trial(session.study, trial._trial_id), candidate)
         return
     remove_trial(session.run, trial.number)
+    # first back, then failed: a death in between must not lose the plan
+    _put_back(session, trial)
     session.study.tell(trial.number, state=TrialState.FAIL)
-    if "plan" in trial.user_attrs:
-        attributes = {key: value for key, value in trial.user_attrs.items() if key != "worker"}
-        session.study.enqueue_trial(trial.system_attrs.get("fixed_params", {}), user_attrs=attributes)
     session.watcher.note(f"trial {trial.number} was interrupted; what it left behind was removed")
+
+
+def _put_back(session: Session, trial: FrozenTrial) -> None:
+    """Enqueue the plan of an interrupted trial again, once; a sampled one has none."""
+    again = any(t.user_attrs.get("again") == trial.number for t in session.study.get_trials(deepcopy=False))
+    if "plan" in trial.user_attrs and not again:
+        attributes = {key: value for key, value in trial.user_attrs.items() if key != "worker"}
+        session.study.enqueue_trial(
+            trial.system_attrs.get("fixed_params", {}), user_attrs=attributes | {"again": trial.number}
+        )
 
 
 # One trial
@@ -381,9 +397,8 @@ def _guarded(session: Session, current: _Trial, trial: optuna.Trial) -> Candidat
     except MemoryError:
         result = _Result(State.FAILED, "memory: the candidate does not fit into memory")
     except Exception as error:
-        lines = str(error).splitlines()
         kind = "memory" if "allocate memory" in str(error) else type(error).__name__
-        result = _Result(State.FAILED, f"{kind}: {lines[0] if lines else 'no message'}")
+        result = _Result(State.FAILED, f"{kind}: {first_line(error)}")
     gc.collect()
     parent_steps = 0 if current.parent is None else current.parent.total_steps
     trained = current.plan.training.steps if result.state is State.COMPLETE else 0

@@ -29,10 +29,12 @@ def working(folder: Path) -> Iterator[str]:
     """Be a worker of a run: yields its id, whose lock is held until the body or the process ends."""
     folder.mkdir(exist_ok=True)
     identity = uuid.uuid4().hex
-    path = folder / f"{identity}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    path, unlocked = folder / f"{identity}.lock", folder / f"{identity}.new"
+    descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # under its name only when it is locked: whoever sweeps in between would take the worker for dead
+        unlocked.rename(path)
         yield identity
     finally:
         path.unlink(missing_ok=True)

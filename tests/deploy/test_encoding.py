@@ -207,7 +207,7 @@ def test_weights_cost_their_bits(bits: int, integer: bool) -> None:
     weights = sum(math.prod(shape) for shape in LAYERS.values())
     rest = strip(encode_weights(model, weights_of(model, 8, integer), {})).ByteSize() - weights
     size = strip(encode_weights(model, weights_of(model, bits, integer), {})).ByteSize()
-    assert size - rest <= math.ceil(bits / 8 * weights) + 500
+    assert size - rest <= math.ceil(bits / 8 * weights) + 560
 
 
 # --- the answers are right ----------------------------------------------------------------------------------

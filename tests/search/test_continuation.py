@@ -166,6 +166,18 @@ def test_several_workers_do_the_same_rounds(workers: int) -> None:
     assert len(trials) == len(set(trials)) == 4 + 2 + 1
 
 
+def test_a_place_taken_early_counts_when_better_ones_turn_up() -> None:
+    parents = [candidate(n, 2.0, 0.1 + n / 100, 0.1) for n in range(4)]
+    early = candidate(4, 1.9, 0.1, 0.1, parent=0)
+    first = next_continuation([*parents, early], {1, 2, 3}, 4, 0.0, PHASE_S)
+    assert first is not None and (first.round, first.parent.trial) == (1, 4)
+    better = [candidate(4 + n, 0.1, 0.05, 0.1 - n / 100, parent=n) for n in (1, 2, 3)]
+    second = next_continuation([*parents, early, *better], {4}, 4, 0.3, PHASE_S)
+    assert second is not None and second.round == 1 and second.parent in better
+    third = next_continuation([*parents, early, *better], {4, second.parent.trial}, 4, 0.3, PHASE_S)
+    assert third is None or third.round == 2
+
+
 # Progress and failures
 
 
@@ -184,6 +196,19 @@ def test_a_continuation_that_failed_has_had_its_turn() -> None:
     failed = candidate(len(candidates), 0.0, parent=first.parent.trial, state=State.FAILED)
     second = next_continuation([*candidates, failed], set(), 4, 0.1, PHASE_S)
     assert second is not None and second.parent.trial not in (first.parent.trial, failed.trial)
+
+
+def test_where_only_trials_are_counted_the_rounds_end_when_their_places_are_taken() -> None:
+    known = population("base space")
+    done = []
+    for used in range(30):
+        step = next_continuation(known, set(), 4, used / 30, None)
+        if step is None:  # the study samples on instead
+            known.append(candidate(len(known), 0.4, 0.02, 0.02))
+        else:
+            done.append(step)
+            known.append(trained_on(step.parent, len(known), 1.2))
+    assert [step.round for step in done] == [0] * 4 + [1] * 2 + [2]
 
 
 def test_where_only_trials_are_counted_there_are_no_seconds() -> None:
