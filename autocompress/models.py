@@ -144,8 +144,13 @@ def _outline(content: object) -> str:
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 of all parameters and buffers, by name: dtypes, shapes and bytes; the same on every device."""
+    return state_digest(module.state_dict())
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """:func:`weights_digest` of a module with this state."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

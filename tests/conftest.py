@@ -42,7 +42,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits() -> TaskData:
     """8x8 digits, as they are."""
-    section = DataSection(source="sklearn:digits", image_size=8, calibration_examples=64, augment="crop", augment_padding=1)
+    section = DataSection(
+        source="sklearn:digits", image_size=8, calibration_examples=64, augment="crop", augment_padding=1
+    )
     return load_data(section, seed=0)
 
 
@@ -52,7 +54,12 @@ def with_random_norms(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                for tensor, low in ((module.weight, 0.5), (module.running_var, 0.5), (module.bias, -0.2), (module.running_mean, -0.2)):
+                for tensor, low in (
+                    (module.weight, 0.5),
+                    (module.running_var, 0.5),
+                    (module.bias, -0.2),
+                    (module.running_mean, -0.2),
+                ):
                     tensor.copy_(torch.rand(tensor.shape, generator=generator) * (1.0 if low > 0 else 0.4) + low)
     return model.eval()
 
@@ -60,7 +67,9 @@ def with_random_norms(model: nn.Module) -> nn.Module:
 def cifar_resnet(name: str) -> nn.Module:
     """``resnet20`` or ``resnet56`` for grey images, with random weights and norms."""
     torch.manual_seed(0)
-    return with_random_norms(load_model(ModelSection(source=f"{CIFAR_RESNET}:{name}", arguments={"in_channels": 1}), 10))
+    return with_random_norms(
+        load_model(ModelSection(source=f"{CIFAR_RESNET}:{name}", arguments={"in_channels": 1}), 10)
+    )
 
 
 @pytest.fixture(scope="session")

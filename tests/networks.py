@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,3 +46,35 @@ class TinyResNet(nn.Module):
 def tiny_resnet(num_classes: int = 10, in_channels: int = 1, width: int = 16) -> TinyResNet:
     """The network of most tests."""
     return TinyResNet(num_classes, in_channels, width)
+
+
+class OneBlock(nn.Module):
+    """As little as a search can work on: a stem, a block and a classifier."""
+
+    def __init__(self, num_classes: int = 10, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.blocks = nn.Sequential(Block(width))
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.norm(self.stem(x))))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class NeedsBessel(OneBlock):
+    """Trains well, and ONNX has no operator for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-3 * torch.special.bessel_j0(x).mean()
+
+
+class FailsOnceMeasured(OneBlock):
+    """Cannot be traced any more as soon as the file named by the environment exists: every trial fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy) and Path(os.environ["FAIL_ONCE_THIS_EXISTS"]).exists():
+            pruned = self.stem.out_channels < 16
+            raise RuntimeError("a pruned network is refused" if pruned else "a whole network is refused")
+        return super().forward(x)

@@ -75,7 +75,10 @@ def test_a_plain_network_has_groups_and_no_blocks() -> None:
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     found = analyse(network, (torch.randn(5, 4),))
     assert found.runs == ()
-    assert [(group.name, group.channels, group.layers) for group in found.groups] == [("0", 8, ("0", "2")), ("2", 6, ("2", "4"))]
+    assert [(group.name, group.channels, group.layers) for group in found.groups] == [
+        ("0", 8, ("0", "2")),
+        ("2", 6, ("2", "4")),
+    ]
     assert found.left_out.keys() == {"group 4"}
 
 

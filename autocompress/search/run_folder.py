@@ -80,8 +80,10 @@ def open_run(path: Path) -> RunFolder:
 
 def run_config(run: RunFolder) -> StudyConfig:
     """The study as it was resolved when the run was made, whatever the environment says now."""
-    folder = tomllib.loads(run.study_file.read_text(encoding="utf-8")).get("data", {}).get("folder")
-    return load_study(run.study_file, data_folder=folder)
+    config = load_study(run.study_file)
+    # paths were resolved then; only the folder's own entry may since be overridden
+    folder = tomllib.loads(run.study_file.read_text(encoding="utf-8"))["data"].get("folder")
+    return config.model_copy(update={"data": config.data.model_copy(update={"folder": folder})})
 
 
 def belongs(run: RunFolder, config: StudyConfig) -> str | None:

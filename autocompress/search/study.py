@@ -10,6 +10,7 @@ import gc
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig
 from autocompress.deploy.measure import measure_bytes
 from autocompress.errors import RunError, StudyFailed, TrialFailed, first_line
-from autocompress.models import weights_digest
+from autocompress.models import state_digest
 from autocompress.pipeline import Bench, build_network, draft, finish, least_size_bytes, parity, split_hits
 from autocompress.plan import Plan, TrainingSpec
 from autocompress.search.baseline import (
@@ -202,7 +203,9 @@ def open_study(run: RunFolder, config: StudyConfig, storage: str | None) -> optu
     directions = [best] if config.study.mode == "scalar" else [least] * 3
     study = optuna.create_study(storage=backend, study_name=name, directions=directions, load_if_exists=True)
     if config.study.mode == "pareto":
-        study.set_metric_names(["drop_points", "ln_size_ratio", "ln_latency_ratio"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["drop_points", "ln_size_ratio", "ln_latency_ratio"])
     return study
 
 
@@ -259,7 +262,7 @@ def _has_time_for_another(session: Session, candidates: Sequence[Candidate]) -> 
 def _enqueue_continuation(session: Session, continuation: Continuation) -> None:
     parent = continuation.parent
     steps = _affordable_steps(session, continuation)
-    start = weights_digest_of(session.run.checkpoint(parent.trial))
+    start = state_digest(load_file(session.run.checkpoint(parent.trial)))
     plan = parent.plan.model_copy(
         update={"training": TrainingSpec(steps=steps, start=start), "seed": parent.plan.seed + 1000}
     )
@@ -283,14 +286,6 @@ def _affordable_steps(session: Session, continuation: Continuation) -> int:
     seconds_per_step = parent.stage_seconds["train"] / parent.plan.training.steps
     left = timeout - session.elapsed_s()
     return int((min(continuation.seconds, left) - ENDING_SECONDS) / seconds_per_step)
-
-
-def weights_digest_of(path: Path) -> str:
-    """Digest of a checkpoint's tensors, as a plan names its start."""
-    holder = nn.Module()
-    for name, value in load_file(path).items():
-        holder.register_buffer(name.replace(".", "/"), value)
-    return weights_digest(holder)
 
 
 def _ask(session: Session) -> optuna.Trial:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -68,7 +68,9 @@ def test_alpha_zero_is_cross_entropy_in_value_and_gradient() -> None:
 
 def test_alpha_one_does_not_read_the_labels_and_is_zero_at_the_teacher() -> None:
     spec = DistillationSpec(alpha=1.0, temperature=3.0)
-    assert distillation_loss(logits(0), logits(1), LABELS, spec) == distillation_loss(logits(0), logits(1), LABELS.flip(0), spec)
+    assert distillation_loss(logits(0), logits(1), LABELS, spec) == distillation_loss(
+        logits(0), logits(1), LABELS.flip(0), spec
+    )
     assert float(distillation_loss(logits(0), logits(0), LABELS, spec)) == pytest.approx(0.0, abs=1e-12)
     assert float(distillation_loss(logits(0), logits(1), LABELS, spec)) > 0.1
 
@@ -94,7 +96,9 @@ def test_hint_is_zero_at_equality_and_one_for_a_constant_guess() -> None:
     guess = torch.full_like(features, float(features.mean()))
     assert float(hint_loss(guess, features, nn.Identity())) == pytest.approx(1 - 1 / features.numel(), rel=1e-4)
     # in units of the teacher's variance, so one weight suits every teacher
-    assert hint_loss(3 * guess, 3 * features, nn.Identity()) == pytest.approx(float(hint_loss(guess, features, nn.Identity())))
+    assert hint_loss(3 * guess, 3 * features, nn.Identity()) == pytest.approx(
+        float(hint_loss(guess, features, nn.Identity()))
+    )
 
 
 def test_hint_regresses_the_flattened_features() -> None:
@@ -212,7 +216,8 @@ def test_a_network_without_a_linear_layer_has_no_features() -> None:
     teacher = Teacher(model, data, views=1, acceleration=Acceleration())
     found, features = teacher.outputs(torch.arange(4), 0, data.training_inputs(torch.arange(4), 0))
     assert found.shape == (4, 2)
-    assert features.shape == (4, 0) == (4, teacher.feature_width)
+    assert features.shape == (4, 0)
+    assert teacher.feature_width == 0
 
 
 def test_captured_features_are_the_classifier_input_and_the_hook_goes() -> None:
@@ -232,7 +237,7 @@ def test_an_epoch_shows_an_example_once_under_one_view(rows: int, batch_size: in
     stream = index_stream(rows, batch_size, views, seed)
     seen_views = []
     for _ in range(views):
-        epoch = list(islice(stream, per_epoch))
+        epoch = list(itertools.islice(stream, per_epoch))
         indices = torch.cat([indices for indices, _ in epoch])
         assert len(set(indices.tolist())) == len(indices) == per_epoch * min(batch_size, rows)
         assert 0 <= int(indices.min()) and int(indices.max()) < rows
@@ -243,11 +248,12 @@ def test_an_epoch_shows_an_example_once_under_one_view(rows: int, batch_size: in
 
 def test_a_stream_follows_from_its_seed_and_a_continued_one_begins_elsewhere() -> None:
     def first_epochs(seed: int) -> list[list[int]]:
-        return [indices.tolist() for indices, _ in islice(index_stream(64, 16, 4, seed), 8)]
+        return [indices.tolist() for indices, _ in itertools.islice(index_stream(64, 16, 4, seed), 8)]
 
     assert first_epochs(7) == first_epochs(7)
     assert first_epochs(7) != first_epochs(1007)
-    assert sorted(sum(first_epochs(7)[:4], [])) == list(range(64)) == sorted(sum(first_epochs(1007)[4:], []))
+    for epoch in (first_epochs(7)[:4], first_epochs(1007)[4:]):
+        assert sorted(itertools.chain.from_iterable(epoch)) == list(range(64))
 
 
 # Training
@@ -304,7 +310,9 @@ def test_training_follows_from_its_seed() -> None:
         data, student = ring_task(), network(1)
         teacher = Teacher(network(2), data, views=2, acceleration=Acceleration())
         torch.manual_seed(state)  # what was drawn before must not matter
-        train_(student, data, teacher, DistillationSpec(hint_weight=0.3), replace(SCHEDULE, seed=seed, steps=9), views=2)
+        train_(
+            student, data, teacher, DistillationSpec(hint_weight=0.3), replace(SCHEDULE, seed=seed, steps=9), views=2
+        )
         return list(student.parameters())
 
     assert all(torch.equal(a, b) for a, b in zip(weights(3, 0), weights(3, 99), strict=True))
@@ -337,7 +345,7 @@ def test_every_number_of_steps_is_done_and_guarded(steps: int) -> None:
 
 
 def test_a_loss_that_is_not_finite_fails_the_trial() -> None:
-    with pytest.raises(TrialFailed, match="finite.*learning rate") as failure:
+    with pytest.raises(TrialFailed, match=r"finite.*learning rate") as failure:
         train_(network(1), ring_task(), None, DistillationSpec(), replace(SCHEDULE, learning_rate=1e38), views=2)
     assert failure.value.kind == "training"
 

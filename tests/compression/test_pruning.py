@@ -41,7 +41,9 @@ def silence_(consumers: list[nn.Module], kept: list[int]) -> None:
 
 @settings(max_examples=8)
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.75, 0.9]), min_size=9, max_size=9), st.sampled_from([1, 4, 8]))
-def test_pruning_equals_zeroed_channels_in_the_consumer(resnet20: nn.Module, ratios: list[float], multiple: int) -> None:
+def test_pruning_equals_zeroed_channels_in_the_consumer(
+    resnet20: nn.Module, ratios: list[float], multiple: int
+) -> None:
     groups = {f"{block}.conv1": ratio for block, ratio in zip(BLOCKS, ratios, strict=True)}
     pruned, silenced = prune(resnet20, images(), groups, multiple), copy.deepcopy(resnet20)
     for block in BLOCKS:
@@ -57,7 +59,9 @@ def test_pruning_equals_zeroed_channels_in_the_consumer(resnet20: nn.Module, rat
 def test_a_residual_stream_is_pruned_in_all_its_layers_at_once(trained: nn.Module) -> None:
     groups, _ = find_groups(trained, images(8))
     stream = next(group for group in groups if "stem" in group.layers)
-    assert {"stem", "stage1.0.conv2", "stage1.1.conv2", "stage1.0.conv1", "stage1.1.conv1", "reduce"} <= set(stream.layers)
+    assert {"stem", "stage1.0.conv2", "stage1.1.conv2", "stage1.0.conv1", "stage1.1.conv1", "reduce"} <= set(
+        stream.layers
+    )
     pruned, silenced = prune(trained, images(8), {stream.name: 0.5}, 1), copy.deepcopy(trained)
     kept = surviving(trained.stem.weight, pruned.stem.weight)
     assert len(kept) == stream.channels // 2

@@ -100,13 +100,14 @@ def test_stored_tensors_have_the_names_of_the_deployed_ones(trained: nn.Module, 
             assert tensor.data_type == onnx.TensorProto.INT64
 
 
-def test_equal_parameters_are_stored_apart() -> None:
+def test_equal_parameters_are_stored_apart_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     network = tiny_resnet()
     with torch.no_grad():
         for block in (network.stage1[0], network.stage1[1]):
             nn.init.constant_(block.conv1.weight, 0.5)
     exported = export(deployable(network))
     assert {"stage1.0.conv1.weight", "stage1.1.conv1.weight"} <= initializer_names(exported)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_random_values_leave_the_network_alone(trained: nn.Module) -> None:
@@ -213,11 +214,6 @@ def test_a_network_that_cannot_be_exported_fails_the_trial(capfd: pytest.Capture
     assert failure.value.kind == "export"
     assert "\n" not in str(failure.value)
     assert capfd.readouterr().out == ""
-
-
-def test_the_exporter_says_nothing(trained: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
-    export(deployable(trained))
-    assert capfd.readouterr() == ("", "")
 
 
 def test_initializer_names_are_those_of_the_graph(graph: onnx.ModelProto) -> None:

@@ -261,7 +261,9 @@ def test_greedy_is_within_its_bound_of_the_best_set(points: list[tuple[float, fl
     chosen = promising(candidates, count, by_family=False)
     assert len({c.trial for c in chosen}) == min(count, len(points))
     reached = hypervolume([hoped_for(c) for c in chosen])
-    best = max(hypervolume([hoped_for(c) for c in subset]) for subset in itertools.combinations(candidates, len(chosen)))
+    best = max(
+        hypervolume([hoped_for(c) for c in subset]) for subset in itertools.combinations(candidates, len(chosen))
+    )
     assert (1 - 1 / 2.718281828) * best - 1e-9 <= reached <= best + 1e-9
 
 

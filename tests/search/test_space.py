@@ -77,7 +77,9 @@ def test_both_families_are_drawn(parametrisation: Any, drawn: dict[Any, Drawn]) 
 
 
 @both
-def test_every_plan_fits_the_network_as_it_is_built(parametrisation: Any, drawn: dict[Any, Drawn], resnet_bench: Bench) -> None:
+def test_every_plan_fits_the_network_as_it_is_built(
+    parametrisation: Any, drawn: dict[Any, Drawn], resnet_bench: Bench
+) -> None:
     inputs = resnet_bench.data.example_inputs(2)
     for plan, _ in drawn[parametrisation]:
         network = build_network(resnet_bench, plan)
@@ -122,7 +124,9 @@ def test_every_option_is_reached(parametrisation: Any, space: Space) -> None:
         counts = {sum(block in plan.architecture.dropped_blocks for block in run.blocks) for plan in base}
         assert counts == set(range(len(run.blocks) + 1))
     for label, options in space_labels(space.model_space).items():
-        assert {plan.architecture.choices[label] for plan in plans if label in plan.architecture.choices} == set(options)
+        assert {plan.architecture.choices[label] for plan in plans if label in plan.architecture.choices} == set(
+            options
+        )
 
 
 def test_neighbouring_layers_are_alike_and_networks_are_not(drawn: dict[Any, Drawn]) -> None:
@@ -148,7 +152,12 @@ def test_per_layer_asks_for_nothing_that_is_not_there(drawn: dict[Any, Drawn], s
     for plan, trial in drawn[PerLayer]:
         family = plan.architecture.family
         own = {name.removeprefix(f"{family}.") for name in trial.params if name.startswith(f"{family}.")}
-        assert set(trial.params) == {f"{family}.{name}" for name in own} | {"family", "alpha", "temperature", "hint_weight"}
+        assert set(trial.params) == {f"{family}.{name}" for name in own} | {
+            "family",
+            "alpha",
+            "temperature",
+            "hint_weight",
+        }
         layers = {name.removeprefix("precision:") for name in own if name.startswith("precision:")}
         groups = {name.removeprefix("sparsity:") for name in own if name.startswith("sparsity:")}
         assert layers == set(plan.quantization.precisions)
@@ -180,10 +189,19 @@ def test_a_decision_with_one_option_is_no_variable(resnet20: nn.Module, digits: 
     assert plan.distillation.alpha == 0.5
 
 
-@pytest.mark.parametrize(("base", "with_space", "families"), [(True, False, ["base"]), (False, True, ["space"]), (True, True, ["base", "space"])])
+@pytest.mark.parametrize(
+    ("base", "with_space", "families"),
+    [(True, False, ["base"]), (False, True, ["space"]), (True, True, ["base", "space"])],
+)
 @both
 def test_a_study_has_the_families_it_names(
-    parametrisation: Any, base: bool, with_space: bool, families: list[str], resnet20: nn.Module, digits: TaskData, small_space: Any
+    parametrisation: Any,
+    base: bool,
+    with_space: bool,
+    families: list[str],
+    resnet20: nn.Module,
+    digits: TaskData,
+    small_space: Any,
 ) -> None:
     section = SpaceSection(base=base, model_space="loaded" if with_space else None, precision=PRECISIONS)
     space = make_space(resnet20, digits, small_space if with_space else None, section)
@@ -206,7 +224,9 @@ def test_blocks_go_evenly_or_by_what_is_missed_least(gone: int, deep_space: Spac
     run = deep_space.base.runs[0]
     for order in (0, 1):
         study = new_study()
-        study.enqueue_trial({"base.block_order": order, "base.dropped:layer1": gone, "base.dropped:layer2": 0, "base.dropped:layer3": 0})
+        study.enqueue_trial(
+            {"base.block_order": order, "base.dropped:layer1": gone, "base.dropped:layer2": 0, "base.dropped:layer3": 0}
+        )
         dropped = deep_space.suggest_plan(PerLayer(study.ask()), 0).architecture.dropped_blocks
         assert len(set(dropped)) == gone
         if order == 0:
@@ -257,18 +277,29 @@ def test_obvious_plans_are_what_their_names_say(parametrisation: Any, space: Spa
 
 
 @both
-def test_a_study_of_the_model_space_alone_still_measures_the_base(parametrisation: Any, resnet20: nn.Module, digits: TaskData, small_space: Any) -> None:
+def test_a_study_of_the_model_space_alone_still_measures_the_base(
+    parametrisation: Any, resnet20: nn.Module, digits: TaskData, small_space: Any
+) -> None:
     space = make_space(resnet20, digits, small_space, SpaceSection(base=False, model_space="loaded"))
     assert [each.name for each in obvious_plans(space, parametrisation)] == ["uncompressed", "plain int8"]
 
 
 @both
-@pytest.mark.parametrize("precisions", [(Precision.FLOAT32,), (Precision.W8A8,), (Precision.W4, Precision.W8A8, Precision.W2A8, Precision.W6)])
+@pytest.mark.parametrize(
+    "precisions",
+    [(Precision.FLOAT32,), (Precision.W8A8,), (Precision.W4, Precision.W8A8, Precision.W2A8, Precision.W6)],
+)
 @pytest.mark.parametrize("sparsity", [(0.0,), (0.5,), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)])
 def test_obvious_plans_exist_for_any_lists_of_options(
-    parametrisation: Any, precisions: tuple[Precision, ...], sparsity: tuple[float, ...], resnet20: nn.Module, digits: TaskData
+    parametrisation: Any,
+    precisions: tuple[Precision, ...],
+    sparsity: tuple[float, ...],
+    resnet20: nn.Module,
+    digits: TaskData,
 ) -> None:
-    section = SpaceSection(precision=precisions, sparsity=sparsity, alpha=(0.8, 1.0), temperature=(5.0, 6.0), hint_weight=(0.1, 0.2))
+    section = SpaceSection(
+        precision=precisions, sparsity=sparsity, alpha=(0.8, 1.0), temperature=(5.0, 6.0), hint_weight=(0.1, 0.2)
+    )
     space = make_space(resnet20, digits, None, section)
     for each in obvious_plans(space, parametrisation)[2:]:
         study = new_study()

@@ -1,0 +1,674 @@
+"""The whole search at a small size: what it promises about plans, files, interruptions and failures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import optuna
+import pytest
+from optuna.trial import TrialState
+from safetensors.torch import load_file
+
+from autocompress.analysis import Analysis
+from autocompress.candidate import Candidate, Measurement, Origin, State
+from autocompress.config import StudyConfig, load_study
+from autocompress.deploy import timing
+from autocompress.errors import ModelError, RunError, StudyFailed, UserError
+from autocompress.models import weights_digest
+from autocompress.pipeline import build_network, draft, finish
+from autocompress.plan import Plan
+from autocompress.search import baseline
+from autocompress.search.baseline import ensure_run, load_inputs, make_bench, restore_base
+from autocompress.search.events import Silent
+from autocompress.search.pareto import front, objective_vector, scalar_objective
+from autocompress.search.run_folder import (
+    RunFolder,
+    read_baseline,
+    read_candidates,
+    read_facts,
+    write_study,
+)
+from autocompress.search.study import WORST_DROP_POINTS, failure_summary, open_study, search
+from autocompress.stage_clock import StageClock
+
+NETWORKS = Path(__file__).parents[1] / "networks.py"
+CIFAR_RESNET = Path(__file__).parents[2] / "search_spaces" / "cifar_resnet.py"
+SITTING_S = 0.2
+STUDY = f"""
+[study]
+name = "tiny"
+trials = 8
+seed = 3
+[model]
+source = "{NETWORKS}:OneBlock"
+[data]
+source = "sklearn:digits"
+image_size = 8
+calibration_examples = 64
+[baseline]
+steps = 60
+[training]
+steps = 7
+batch_size = 32
+views = 2
+continued_fraction = 0.3
+continued_members = 2
+[space]
+precision = ["w8a8", "w4a8"]
+sparsity = [0.0, 0.5]
+[target]
+training_threads = 1
+"""
+OBVIOUS = ["uncompressed", "plain int8", "uniform w8a8, 50% pruned", "uniform w4a8, 50% pruned"]
+MODEL_SPACE = f"""
+model_space = "{CIFAR_RESNET}:CifarResNetSpace"
+[space.model_space_arguments]
+in_channels = 1
+widths = [[8, 16], [16], [16]]
+depths = [[0, 1], [1], [1]]
+kernels = [3]
+[target]"""
+
+
+def study(folder: Path, trials: int, **replaced: str) -> StudyConfig:
+    """The study above from a file, with parts of its text replaced (``trials`` is a total of the run)."""
+    text = STUDY
+    for old, new in replaced.items():
+        assert old in text
+        text = text.replace(old, new)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.toml").write_text(text)
+    return load_study(folder / "study.toml", overrides={"trials": trials})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_sittings() -> Iterator[None]:
+    """Time for a moment only: these tests look at what is done with a latency, not at how good it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baseline, "time_latency", functools.partial(timing.time_latency, seconds=SITTING_S))
+        yield
+
+
+class Notes(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def baseline(self, measurement: Measurement, analysis: Analysis) -> None:
+        self.events.append(("baseline", analysis.layers))
+
+    def started(self, trial: int, origin: Origin, what: str) -> None:
+        self.events.append(("started", trial))
+
+    def finished(self, candidate: Candidate, candidates: Sequence[Candidate], progress: float) -> None:
+        self.events.append(("finished", (candidate.trial, len(candidates), progress)))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with its baseline and no trials; to be copied."""
+    folder = tmp_path_factory.mktemp("prepared")
+    return ensure_run(folder / "run", load_inputs(study(folder, 1)), Silent())
+
+
+def copied(prepared: RunFolder, root: Path, config: StudyConfig) -> RunFolder:
+    """A run of another study over the same baseline."""
+    shutil.copytree(prepared.root, root)
+    write_study(RunFolder(root), config)
+    return RunFolder(root)
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, StudyConfig, Notes]:
+    """A study of seven trials, done."""
+    folder = tmp_path_factory.mktemp("finished")
+    config, watcher = study(folder, 7), Notes()
+    run = search(config, copied(prepared, folder / "run", config).root, watcher)
+    return run, config, watcher
+
+
+def optuna_trials(run: RunFolder, config: StudyConfig) -> list[optuna.trial.FrozenTrial]:
+    return open_study(run, config, None).get_trials()
+
+
+def check_whole(run: RunFolder, config: StudyConfig, enqueued: Sequence[str] = OBVIOUS) -> list[Candidate]:
+    """Whatever happened on the way: all trials are there, each once, and nothing else is."""
+    candidates = read_candidates(run)
+    assert len(candidates) == config.study.trials
+    names = [c.name for c in candidates if c.origin is Origin.ENQUEUED]
+    assert sorted(names) == sorted(enqueued)
+    plans = [c.plan.model_dump_json() for c in candidates if c.origin is not Origin.SAMPLED]
+    assert len(set(plans)) == len(plans)
+    parents = [c.parent for c in candidates if c.parent is not None]
+    assert len(set(parents)) == len(parents)
+    states = {trial.number: trial.state for trial in optuna_trials(run, config)}
+    assert not {TrialState.RUNNING, TrialState.WAITING} & set(states.values())
+    told = {number for number, state in states.items() if state in (TrialState.COMPLETE, TrialState.PRUNED)}
+    assert told == {c.trial for c in candidates if c.state is not State.FAILED}
+    assert {c.trial for c in candidates} <= states.keys()
+    for folder in (run.root / "trials").iterdir():
+        assert (folder / "candidate.json").is_file()
+        assert not list(folder.glob("*.partial"))
+    for c in candidates:
+        assert run.artifact(c.trial).is_file() is (c.state is State.COMPLETE)
+    assert list(run.workers.iterdir()) == []
+    return candidates
+
+
+# A finished study
+
+
+def test_a_study_does_its_trials_and_leaves_nothing_else(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    run, config, _ = finished
+    candidates = check_whole(run, config)
+    assert all(c.state is State.COMPLETE for c in candidates)
+    assert sorted(entry.name for entry in run.trial(4).iterdir()) == [
+        "candidate.json", "measurement.json", "model.onnx", "plan.json", "validation_hits.npy", "weights.safetensors",
+    ]  # fmt: skip
+
+
+def test_obvious_plans_come_first_and_are_marked(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    run, _, _ = finished
+    candidates = read_candidates(run)
+    assert [c.name for c in candidates[:4]] == OBVIOUS
+    assert [c.origin for c in candidates[:4]] == [Origin.ENQUEUED] * 4
+    assert Origin.ENQUEUED not in [c.origin for c in candidates[4:]]
+    assert {str(p) for p in candidates[1].plan.quantization.precisions.values()} == {"w8a8"}
+    uncompressed = candidates[0].measurement
+    assert uncompressed is not None and uncompressed.size_ratio == 1.0
+    assert uncompressed.validation is not None and (uncompressed.validation.lost, uncompressed.validation.gained) == (
+        0,
+        0,
+    )
+
+
+def test_the_front_equals_brute_force(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    run, _, _ = finished
+    candidates = read_candidates(run)
+    vectors = {c.trial: objective_vector(c.measurement) for c in candidates if c.measurement is not None}
+
+    def dominated(trial: int) -> bool:
+        mine = vectors[trial]
+        return any(
+            all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine for other in vectors.values()
+        )
+
+    assert {c.trial for c in front(candidates)} == {trial for trial in vectors if not dominated(trial)}
+
+
+def test_the_test_split_is_read_for_the_front_only(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    run, _, _ = finished
+    candidates = read_candidates(run)
+    members = {c.trial for c in front(candidates)}
+    assert {c.trial for c in candidates if c.measurement is not None and c.measurement.test is not None} == members
+    assert read_baseline(run).test is not None
+
+
+def test_figures_are_those_of_the_files(finished: tuple[RunFolder, StudyConfig, Notes], tmp_path: Path) -> None:
+    run, config, _ = finished
+    data = load_inputs(config).data
+    (images,) = data.model_inputs(data.validation, np.arange(len(data.validation)))
+    base_hits = np.load(run.baseline / "validation_hits.npy")
+    for c in read_candidates(run):
+        path, measured = run.artifact(c.trial), c.measurement
+        assert measured is not None and measured.latency is not None and measured.validation is not None
+        assert measured.size_bytes == path.stat().st_size
+        assert measured.size_ratio == pytest.approx(path.stat().st_size / (run.baseline / "model.onnx").stat().st_size)
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        logits = session.run(None, {data.input_names[0]: images.numpy()})[0]
+        hits = logits.argmax(axis=1) == data.validation.labels.numpy()
+        # evaluated in batches, so a rounding may fall the other way
+        assert abs(int(hits.sum()) - measured.validation.correct) <= 1
+        assert measured.validation.drop_points == pytest.approx(100 * (base_hits.mean() - measured.validation.fraction))
+        assert 0.0 < measured.latency.ratio_low <= measured.latency.ratio <= measured.latency.ratio_high
+        assert measured.parity is not None
+
+
+def test_front_members_are_trained_on_from_where_they_stopped(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    run, _, _ = finished
+    by_trial = {c.trial: c for c in read_candidates(run)}
+    continued = [c for c in by_trial.values() if c.origin is Origin.CONTINUED]
+    assert continued
+    for c in continued:
+        parent = by_trial[c.parent]
+        assert c.total_steps == parent.total_steps + c.plan.training.steps > parent.total_steps
+        assert c.plan.architecture == parent.plan.architecture
+        assert c.plan.quantization == parent.plan.quantization
+        assert c.plan.pruning == parent.plan.pruning
+        assert run.artifact(c.trial).read_bytes() != run.artifact(parent.trial).read_bytes()
+        network = build_network_of(run, parent.plan)
+        network.load_state_dict(load_file(run.checkpoint(parent.trial)))
+        assert c.plan.training.start == weights_digest(network)
+
+
+@functools.cache
+def bench_of(root: Path) -> Any:
+    run = RunFolder(root)
+    inputs = load_inputs(load_study(run.study_file))
+    restore_base(run, inputs)
+    return make_bench(run, inputs, read_facts(run))
+
+
+def build_network_of(run: RunFolder, plan: Plan) -> Any:
+    return build_network(bench_of(run.root), plan)
+
+
+def test_a_trial_can_be_replayed_from_its_plan_file(
+    finished: tuple[RunFolder, StudyConfig, Notes], tmp_path: Path
+) -> None:
+    run, _, _ = finished
+    trial = next(c.trial for c in read_candidates(run) if c.origin is Origin.SAMPLED)
+    plan = Plan.model_validate_json((run.trial(trial) / "plan.json").read_text())
+    path, clock = tmp_path / "model.onnx", StageClock()
+    unfinished = draft(bench_of(run.root), build_network_of(run, plan), plan, path, clock)
+    finish(bench_of(run.root), unfinished, plan, path, tmp_path / "weights.safetensors", clock)
+    assert path.read_bytes() == run.artifact(trial).read_bytes()
+
+
+def test_optuna_was_told_what_is_recorded(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    run, config, _ = finished
+    trials = {trial.number: trial for trial in optuna_trials(run, config)}
+    for c in read_candidates(run):
+        trial = trials[c.trial]
+        if c.name in OBVIOUS[:2]:
+            assert trial.state is TrialState.PRUNED  # outside of the space of the samplers
+        else:
+            drop, size, latency = objective_vector(c.measurement)
+            assert trial.values == pytest.approx([min(drop, WORST_DROP_POINTS), size, latency])
+            assert trial.params
+
+
+def test_whoever_watches_is_told_everything_in_order(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    _, _, watcher = finished
+    kinds = [kind for kind, _ in watcher.events]
+    assert kinds == ["baseline", *["started", "finished"] * 7]
+    ends = [what for kind, what in watcher.events if kind == "finished"]
+    assert [(trial, count) for trial, count, _ in ends] == [(n, n + 1) for n in range(7)]
+    progress = [share for _, _, share in ends]
+    assert progress == pytest.approx([(n + 1) / 7 for n in range(7)])
+
+
+def test_a_record_says_when_and_where_its_time_went(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    run, _, _ = finished
+    candidates = read_candidates(run)
+    for before, after in itertools.pairwise(candidates):
+        assert before.started_s < before.finished_s <= after.started_s
+    for c in candidates:
+        assert c.stage_seconds.keys() >= {"plan", "build", "export", "train", "parity", "evaluate", "time"}
+        assert sum(c.stage_seconds.values()) <= c.finished_s - c.started_s + 0.01
+
+
+# Resuming
+
+
+def untested(c: Candidate) -> Candidate:
+    """The record without what a later look at the test split adds."""
+    measured = None if c.measurement is None else c.measurement.model_copy(update={"test": None})
+    return c.model_copy(update={"measurement": measured})
+
+
+def test_resuming_with_a_larger_total_adds_the_difference(
+    finished: tuple[RunFolder, StudyConfig, Notes], tmp_path: Path
+) -> None:
+    run, _, _ = finished
+    again = RunFolder(tmp_path / "run")
+    shutil.copytree(run.root, again.root)
+    before, config, watcher = read_candidates(again), study(tmp_path, 9), Notes()
+    search(config, again.root, watcher)
+    after = check_whole(again, config)
+    assert [untested(c) for c in after[:7]] == [untested(c) for c in before]
+    assert [what for kind, what in watcher.events if kind == "started"] == [7, 8]
+    assert after[7].started_s >= before[6].finished_s
+    sampled = [c.plan.model_copy(update={"seed": 0}).model_dump_json() for c in after if c.origin is Origin.SAMPLED]
+    assert len(set(sampled)) == len(sampled)
+    nothing_left = Notes()
+    search(config, again.root, nothing_left)
+    assert [kind for kind, _ in nothing_left.events] == ["baseline"]
+    assert read_candidates(again) == after
+
+
+def test_a_run_of_another_study_is_not_touched(finished: tuple[RunFolder, StudyConfig, Notes], tmp_path: Path) -> None:
+    run, _, _ = finished
+    files = sorted(run.root.rglob("*"))
+    with pytest.raises(RunError, match=r"space\.sparsity"):
+        search(study(tmp_path, 9, **{"[0.0, 0.5]": "[0.0, 0.25]"}), run.root, Silent())
+    assert sorted(run.root.rglob("*")) == files
+
+
+class Interrupts(Silent):
+    """Presses Ctrl-C when a trial begins."""
+
+    def __init__(self, trial: int) -> None:
+        self.trial = trial
+
+    def started(self, trial: int, origin: Origin, what: str) -> None:
+        if trial == self.trial:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_trial_is_put_back(prepared: RunFolder, tmp_path: Path) -> None:
+    config = study(tmp_path, 4)
+    run = copied(prepared, tmp_path / "run", config)
+    with pytest.raises(KeyboardInterrupt):
+        search(config, run.root, Interrupts(1))
+    assert [c.name for c in read_candidates(run)] == OBVIOUS[:1]
+    assert [entry.name for entry in (run.root / "trials").iterdir()] == ["0000"]
+    assert list(run.workers.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        search(config, run.root, Interrupts(2))  # the next one
+    search(config, run.root, Silent())
+    candidates = check_whole(run, config)
+    assert candidates[0].name == OBVIOUS[0]
+
+
+# Processes
+
+DRIVER = """
+import functools, os, signal, sys
+from pathlib import Path
+from autocompress.config import load_study
+from autocompress.deploy import timing
+from autocompress.search import baseline, study
+from autocompress.search.events import Silent
+baseline.time_latency = functools.partial(timing.time_latency, seconds=SITTING_S)
+
+def kill_at(place):
+    # "module.function:n:before|after": SIGKILL at the n-th call
+    name, number, when = place.split(":")
+    owner, _, attribute = name.rpartition(".")
+    owner = {"study": study, "optuna": study.optuna.Study}[owner]
+    function, calls = getattr(owner, attribute), []
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        last = len(calls) == int(number)
+        if last and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*args, **kwargs)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, attribute, wrapped)
+
+if len(sys.argv) > 4:
+    kill_at(sys.argv[4])
+config = load_study(Path(sys.argv[1]), overrides={"trials": int(sys.argv[3])})
+study.search(config, Path(sys.argv[2]), Silent())
+""".replace("SITTING_S", str(SITTING_S))
+
+
+def start(folder: Path, run: RunFolder, trials: int, *kill: str) -> subprocess.Popen[str]:
+    """A search in a process of its own, on ``folder/study.toml``."""
+    command = [sys.executable, "-c", DRIVER, str(folder / "study.toml"), str(run.root), str(trials), *kill]
+    # a group of its own: the timing process must not survive what it times for
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@contextlib.contextmanager
+def searching(folder: Path, run: RunFolder, trials: int) -> Iterator[subprocess.Popen[str]]:
+    process = start(folder, run, trials)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def finish_in_own_process(folder: Path, run: RunFolder, trials: int, *kill: str) -> int:
+    process = start(folder, run, trials, *kill)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return process.returncode
+
+
+def test_two_processes_do_the_total_between_them(prepared: RunFolder, tmp_path: Path) -> None:
+    config = study(tmp_path, 6)
+    run = copied(prepared, tmp_path / "run", config)
+    with searching(tmp_path, run, 6) as first, searching(tmp_path, run, 6) as second:
+        for process in (first, second):
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    candidates = check_whole(run, config)
+    overlapping = [
+        (a.trial, b.trial) for a in candidates for b in candidates if a.trial < b.trial and b.started_s < a.finished_s
+    ]
+    assert overlapping  # they did work at the same time
+
+
+def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def kill_repeatedly(run: RunFolder, folder: Path, config: StudyConfig, kills: int, seed: int) -> None:
+    """SIGKILL at random moments within the first trials of each session, then a session to the end."""
+    draw, known = random.Random(seed), {}
+    for _ in range(kills):
+        done = len(read_candidates(run)) if run.root.exists() else 0
+        with searching(folder, run, config.study.trials or 0) as process:
+            wait_until(
+                lambda done=done: (run.root / "trials").is_dir() and len(list((run.root / "trials").iterdir())) > done,
+                process,
+            )
+            time.sleep(draw.uniform(0.0, 2.0))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for c in read_candidates(run):
+            assert known.setdefault(c.trial, untested(c)) == untested(c)
+    assert finish_in_own_process(folder, run, config.study.trials or 0) == 0
+    candidates = check_whole(run, config)
+    found = {c.trial: untested(c) for c in candidates}
+    assert all(found[trial] == c for trial, c in known.items())
+
+
+def test_a_killed_search_goes_on_where_it_stopped(prepared: RunFolder, tmp_path: Path) -> None:
+    config = study(tmp_path, 4)
+    kill_repeatedly(copied(prepared, tmp_path / "run", config), tmp_path, config, kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_search_killed_many_times_loses_and_repeats_nothing(seed: int, prepared: RunFolder, tmp_path: Path) -> None:
+    config = study(tmp_path, 9)
+    kill_repeatedly(copied(prepared, tmp_path / "run", config), tmp_path, config, kills=6, seed=seed)
+
+
+@pytest.mark.slow
+def test_killed_while_the_baseline_is_made_there_is_no_run(tmp_path: Path) -> None:
+    config = study(tmp_path, 1)
+    run, preparing = RunFolder(tmp_path / "runs" / "run"), tmp_path / "runs" / ".run.preparing"
+    with searching(tmp_path, run, 1) as process:
+        wait_until(lambda: (preparing / "baseline" / "weights.safetensors").exists(), process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert preparing.is_dir() and not run.root.exists()
+    search(config, run.root, Silent())
+    assert len(read_candidates(run)) == 1
+    assert not preparing.exists()
+
+
+PLACES = [
+    "optuna.enqueue_trial:2:after", "optuna.enqueue_trial:4:after", "optuna.ask:2:after", "study.build_network:2:before",
+    "study.draft:3:after", "study.finish:2:after", "study.record:1:before", "study.record:3:after", "study._tell:2:before",
+    "study._tell:2:after", "study.measure_test:1:before", "study.finish:6:after",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_a_death_between_any_two_steps_loses_nothing(place: str, prepared: RunFolder, tmp_path: Path) -> None:
+    config = study(tmp_path, 6)
+    run = copied(prepared, tmp_path / "run", config)
+    assert finish_in_own_process(tmp_path, run, 6, place) == -signal.SIGKILL
+    known = read_candidates(run)
+    # and a second death while the first is being settled
+    second = finish_in_own_process(tmp_path, run, 6, "study._put_back:1:after")
+    assert second == 0 or place not in ("study.record:3:after", "study._tell:2:before", "study._tell:2:after")
+    search(config, run.root, Silent())
+    found = {c.trial: untested(c) for c in check_whole(run, config)}
+    assert all(found[c.trial] == untested(c) for c in known)
+
+
+# Samplers, modes and families
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pareto", "scalar"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+def test_every_sampler_works_in_every_mode(sampler: str, mode: str, prepared: RunFolder, tmp_path: Path) -> None:
+    trials = 13 if sampler in ("gp", "tpe") else 9
+    config = study(tmp_path, trials, **{"seed = 3": f'seed = 3\nsampler = "{sampler}"\nmode = "{mode}"'})
+    run = copied(prepared, tmp_path / "run", config)
+    search(config, run.root, Silent())
+    assert {c.origin for c in check_whole(run, config)} == {Origin.ENQUEUED, Origin.SAMPLED, Origin.CONTINUED}
+
+
+def test_scalar_mode_maximises_h_and_limits_are_constraints(prepared: RunFolder, tmp_path: Path) -> None:
+    config = study(
+        tmp_path, 6,
+        **{
+            "seed = 3": 'seed = 3\nsampler = "nsga2"\nmode = "scalar"', "continued_fraction = 0.3": "continued_fraction = 0.0",
+            "[target]": "[limits]\nmax_size_bytes = 2900\nmax_accuracy_drop = 90\n[target]",
+        },
+    )  # fmt: skip
+    run = copied(prepared, tmp_path / "run", config)
+    search(config, run.root, Silent())
+    candidates, trials = check_whole(run, config), optuna_trials(run, config)
+    over = [c for c in candidates if c.state is State.OVER_LIMIT]
+    assert Origin.SAMPLED in [c.origin for c in over]
+    assert Origin.SAMPLED in [c.origin for c in candidates if c.feasible]
+    assert all(c.plan.training.steps > 0 and c.total_steps == 0 for c in over)
+    # what needs no training is measured even where it breaks a limit, and is then no member of the front
+    assert all(c.state is State.COMPLETE and not c.feasible for c in candidates[:2])
+    for c in candidates:
+        trial = trials[c.trial]
+        if c.state is State.OVER_LIMIT:
+            assert "max_size_bytes" in c.reason and c.violations["max_size_bytes"] > 0
+            assert trial.values == [-config.objective.beta]
+        elif trial.state is TrialState.COMPLETE:
+            assert c.measurement is not None
+            assert trial.values == pytest.approx([scalar_objective(c.measurement, config.objective)])
+            assert c.violations.keys() == {"max_size_bytes", "max_accuracy_drop"}
+    feasible = [c for c in candidates if c.feasible and c.measurement is not None]
+    assert {c.trial for c in front(candidates)} <= {c.trial for c in feasible}
+
+
+@pytest.mark.slow
+def test_two_families_share_a_study(prepared: RunFolder, tmp_path: Path) -> None:
+    config = study(tmp_path, 12, **{"sparsity = [0.0, 0.5]\n[target]": f"sparsity = [0.0, 0.5]{MODEL_SPACE}"})
+    run = copied(prepared, tmp_path / "run", config)
+    search(config, run.root, Silent())
+    candidates = check_whole(run, config)
+    families = {c.plan.architecture.family for c in candidates if c.origin is Origin.SAMPLED}
+    assert families == {"base", "space"}
+    for c in candidates:
+        steps = 14 if c.plan.architecture.family == "space" else 7
+        assert c.plan.training.steps in (0, steps, 3 * steps, 9 * steps)
+
+
+@pytest.mark.slow
+def test_a_database_can_keep_several_runs(prepared: RunFolder, tmp_path: Path) -> None:
+    config, storage = study(tmp_path, 5), f"sqlite:///{tmp_path / 'study.db'}"
+    for name in ("one", "two"):
+        run = copied(prepared, tmp_path / name, config)
+        search(config, run.root, Silent(), storage)
+        assert len(read_candidates(run)) == 5
+        assert not run.journal.exists()
+        trials = open_study(run, config, storage).get_trials()
+        assert [trial.state for trial in trials].count(TrialState.COMPLETE) == 3
+    assert len(optuna.get_all_study_names(storage)) == 2
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    "storage", ["nonsense", "sqlite:////nowhere/at/all/study.db", "mysql://nobody@localhost:1/none"]
+)
+def test_a_storage_that_cannot_be_reached_is_an_error_before_anything_is_made(storage: str, tmp_path: Path) -> None:
+    config = study(tmp_path, 1)
+    with pytest.raises(RunError, match="SQLAlchemy") as error:
+        search(config, tmp_path / "runs" / "run", Silent(), storage)
+    assert "\n" not in str(error.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_a_model_that_cannot_be_exported_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:
+    config = study(tmp_path, 3, OneBlock="NeedsBessel")
+    with pytest.raises(UserError, match="export") as error:
+        search(config, tmp_path / "runs" / "run", Silent())
+    assert isinstance(error.value, ModelError) and "\n" not in str(error.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_a_base_no_better_than_chance_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:
+    config = study(tmp_path, 3, **{"steps = 60": "steps = 1\nlearning_rate = 1e-9"})
+    with pytest.raises(ModelError, match="chance"):
+        search(config, tmp_path / "runs" / "run", Silent())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(RunError, match="--out"):
+        search(study(tmp_path, 1), tmp_path / "mine", Silent())
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_a_study_in_which_every_trial_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.setenv("FAIL_ONCE_THIS_EXISTS", str(run.study_file))
+    config = study(
+        tmp_path,
+        7,
+        **{"OneBlock": "FailsOnceMeasured", "[0.0, 0.5]": "[0.5]", "\n[target]": "\ndrop_blocks = false\n[target]"},
+    )
+    with pytest.raises(StudyFailed) as error:
+        search(config, run.root, Silent())
+    text = str(error.value)
+    assert "all 7 trials failed" in text
+    # uncompressed and plain int8 are whole, all others are pruned
+    assert (
+        text.index("5 x ModelError")
+        < text.index("a pruned network is refused")
+        < text.index("2 x ModelError")
+        < text.index("a whole network")
+    )
+    candidates = check_whole(run, config, OBVIOUS)
+    assert all(c.state is State.FAILED and c.measurement is None and "refused" in c.reason for c in candidates)
+    assert {trial.state for trial in optuna_trials(run, config)} == {TrialState.FAIL}
+
+
+def test_reasons_are_counted_and_ranked() -> None:
+    def failed(trial: int, reason: str) -> Candidate:
+        return Candidate(trial=trial, origin=Origin.SAMPLED, state=State.FAILED, reason=reason, plan=Plan())
+
+    reasons = ["export: a", "memory: b", "memory: b", "parity: c", "memory: b", "parity: c"]
+    text = failure_summary([failed(n, reason) for n, reason in enumerate(reasons)])
+    assert text.endswith("3 x memory: b; 2 x parity: c; 1 x export: a")
+    assert "none was started" in failure_summary([])
+
+
+def test_records_are_plain_json(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
+    run, _, _ = finished
+    for path in [*run.root.rglob("*.json")]:
+        json.loads(path.read_text())

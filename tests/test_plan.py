@@ -1,0 +1,113 @@
+"""A plan is frozen, survives JSON and refuses what it does not know."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from autocompress.plan import (
+    ArchitectureSpec,
+    DistillationSpec,
+    Plan,
+    Precision,
+    PruningSpec,
+    QuantizationSpec,
+    TrainingSpec,
+)
+
+names = st.text("abc.01", min_size=1, max_size=6)
+options = st.one_of(st.integers(-5, 200), st.text(max_size=5), st.floats(-10, 10), st.booleans())
+plans = st.builds(
+    Plan,
+    architecture=st.builds(
+        ArchitectureSpec,
+        family=st.sampled_from(["base", "space"]),
+        choices=st.dictionaries(names, options, max_size=3),
+        dropped_blocks=st.lists(names, max_size=3).map(tuple),
+    ),
+    pruning=st.builds(PruningSpec, ratios=st.dictionaries(names, st.floats(0, 0.99), max_size=3)),
+    distillation=st.builds(
+        DistillationSpec, alpha=st.floats(0, 1), temperature=st.floats(0.1, 20), hint_weight=st.floats(0, 5)
+    ),
+    quantization=st.builds(
+        QuantizationSpec, precisions=st.dictionaries(names, st.sampled_from(list(Precision)), max_size=4)
+    ),
+    training=st.builds(TrainingSpec, steps=st.integers(0, 10**6), start=st.text("0123456789abcdef", max_size=64)),
+    seed=st.integers(0, 2**31),
+)
+
+
+@given(plans)
+def test_a_plan_survives_its_json(plan: Plan) -> None:
+    again = Plan.model_validate_json(plan.model_dump_json(indent=1))
+    assert again == plan
+    # options of a model space keep their kind: 1, 1.0 and true name different members
+    kinds = [(type(value), value) for value in again.architecture.choices.values()]
+    assert kinds == [(type(value), value) for value in plan.architecture.choices.values()]
+    assert again.model_dump_json() == plan.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ("seed", None),
+        ("training", "steps"),
+        ("architecture", "family"),
+        ("distillation", "alpha"),
+        ("quantization", "precisions"),
+    ],
+)
+def test_a_plan_is_frozen(part: str, field: str | None) -> None:
+    plan = Plan()
+    target, name = (plan, part) if field is None else (getattr(plan, part), field)
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(target, name, getattr(target, name))
+
+
+def test_plans_do_not_share_their_defaults() -> None:
+    first, second = Plan(), Plan()
+    assert first == second
+    assert first.pruning.ratios is not second.pruning.ratios
+    assert first.architecture.choices is not second.architecture.choices
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sead": 1},
+        {"training": {"steps": -1}},
+        {"distillation": {"alpha": 1.2}},
+        {"distillation": {"temperature": 0}},
+        {"distillation": {"hint_weight": -0.1}},
+        {"quantization": {"precisions": {"conv": "w5a8"}}},
+        {"quantization": {"precision": {}}},
+        {"pruning": {"ratios": {"conv": "half"}}},
+    ],
+)
+def test_a_plan_refuses_what_it_does_not_know(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Plan.model_validate_json(json.dumps(change))
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits", "integer"),
+    [
+        ("float32", None, False), ("w8", 8, False), ("w6", 6, False), ("w4", 4, False), ("w3", 3, False), ("w2", 2, False),
+        ("w8a8", 8, True), ("w6a8", 6, True), ("w4a8", 4, True), ("w3a8", 3, True), ("w2a8", 2, True),
+    ],
+)  # fmt: skip
+def test_a_precision_says_its_bits_and_its_kernels(precision: str, bits: int | None, integer: bool) -> None:
+    assert Precision(precision).weight_bits == bits
+    assert Precision(precision).integer_activations is integer
+    assert str(Precision(precision)) == precision
+
+
+def test_the_precisions_are_those_of_the_study_files() -> None:
+    assert len(Precision) == 11
+    # float weights with 8-bit activations gain nothing and are no option
+    assert "a8" not in list(Precision) and "float32a8" not in list(Precision)
