@@ -127,7 +127,7 @@ def _write_report(run: RunFolder, path: Path) -> Path:
         read_facts,
         run_config,
     )
-    from autocompress.search.study import open_study
+    from autocompress.search.session import open_study
 
     config = run_config(run)
     facts = read_facts(run) | {"analysis": read_analysis(run).model_dump(mode="json"), "run_folder": str(run.root)}

@@ -35,9 +35,7 @@ def main() -> None:
     inputs = load_inputs(run_config(run))
     digest = restore_base(run, inputs)
     bench = make_bench(run, inputs, read_facts(run))
-    plan = Plan(
-        distillation=DistillationSpec(alpha=0.0), training=TrainingSpec(steps=arguments.steps, start=digest)
-    )
+    plan = Plan(distillation=DistillationSpec(alpha=0.0), training=TrainingSpec(steps=arguments.steps, start=digest))
     with tempfile.TemporaryDirectory() as folder:
         path, clock = Path(folder) / "model.onnx", StageClock()
         unfinished = draft(bench, build_network(bench, plan), plan, path, clock)

@@ -159,9 +159,7 @@ def test_the_command_line_overrides_what_it_gives(tmp_path: Path) -> None:
     assert (config.study.seed, config.study.trials, config.study.timeout_s) == (7, 5, 60.0)
 
 
-def test_relative_paths_are_relative_to_the_study_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_are_relative_to_the_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "studies").mkdir()
     monkeypatch.chdir("/")
     config = _load(
@@ -177,9 +175,7 @@ def test_relative_paths_are_relative_to_the_study_file(
 
 
 def test_references_that_are_no_paths_stay(tmp_path: Path) -> None:
-    config = _load(
-        tmp_path, model='source = "package.pyramid:build"', space='model_space = "pkg.spaces:Space"'
-    )
+    config = _load(tmp_path, model='source = "package.pyramid:build"', space='model_space = "pkg.spaces:Space"')
     assert config.model.source == "package.pyramid:build"
     assert config.model.weights is None
     assert config.space.model_space == "pkg.spaces:Space"

@@ -120,9 +120,7 @@ def test_torchvision_models_have_the_classes_of_the_data() -> None:
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
 
 
-def test_modules_are_found_by_name_from_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_modules_are_found_by_name_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_package").mkdir()
     (tmp_path / "their_package" / "nets.py").write_text(NETWORKS)
     monkeypatch.chdir(tmp_path)
@@ -130,9 +128,7 @@ def test_modules_are_found_by_name_from_the_working_folder(
     assert _model("their_package.nets:with_classes").weight.shape == (7, 4)
 
 
-def test_a_file_may_import_its_neighbour_and_is_loaded_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_may_import_its_neighbour_and_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "neighbour_of_net.py").write_text("WIDTH = 9\n")
     (tmp_path / "net.py").write_text(
@@ -147,9 +143,7 @@ def test_a_file_may_import_its_neighbour_and_is_loaded_once(
 
 def test_files_of_one_name_are_kept_apart(tmp_path: Path, networks: str) -> None:
     other = tmp_path / "networks.py"
-    other.write_text(
-        "from torch import nn\ndef with_classes(num_classes): return nn.Linear(1, num_classes)\n"
-    )
+    other.write_text("from torch import nn\ndef with_classes(num_classes): return nn.Linear(1, num_classes)\n")
     assert _model(f"{other}:with_classes").weight.shape == (7, 1)
     assert _model(f"{networks}:with_classes").weight.shape == (7, 4)
 
@@ -308,9 +302,7 @@ def test_a_truncated_checkpoint_gets_one_line(tmp_path: Path, trained: _Small) -
 
 
 def test_missing_weights_get_one_line(tmp_path: Path) -> None:
-    assert "does not exist; correct the path" in _refusal(
-        lambda: models.load_weights(_Small(), tmp_path / "none.pt")
-    )
+    assert "does not exist; correct the path" in _refusal(lambda: models.load_weights(_Small(), tmp_path / "none.pt"))
 
 
 def test_the_digest_is_sha256_of_what_it_says() -> None:

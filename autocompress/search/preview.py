@@ -28,8 +28,9 @@ from autocompress.search.baseline import (
 from autocompress.search.events import Silent
 from autocompress.search.limits import limit_names, violations
 from autocompress.search.run_folder import RunFolder, read_analysis, read_baseline, read_facts
+from autocompress.search.session import make_space
 from autocompress.search.space import PerLayer, Space
-from autocompress.search.study import describe, make_space
+from autocompress.search.trial import describe
 from autocompress.stage_clock import StageClock
 
 PROBE_STEPS = 20

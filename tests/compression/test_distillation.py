@@ -240,7 +240,7 @@ def test_an_epoch_shows_an_example_once_under_one_view(rows: int, batch_size: in
         epoch = list(itertools.islice(stream, per_epoch))
         indices = torch.cat([indices for indices, _ in epoch])
         assert len(set(indices.tolist())) == len(indices) == per_epoch * min(batch_size, rows)
-        assert 0 <= int(indices.min()) and int(indices.max()) < rows
+        assert int(indices.min()) >= 0 and int(indices.max()) < rows
         assert len({view for _, view in epoch}) == 1
         seen_views.append(epoch[0][1])
     assert sorted(seen_views) == list(range(views))

@@ -44,9 +44,7 @@ def test_the_base_networks_have_the_published_number_of_parameters(name: str, mi
 
 
 def test_layers_have_the_names_that_checkpoints_use() -> None:
-    names = {
-        name for name, module in _base("resnet20").named_modules() if list(module.parameters(recurse=False))
-    }
+    names = {name for name, module in _base("resnet20").named_modules() if list(module.parameters(recurse=False))}
     blocks = itertools.product((1, 2, 3), range(3), ("conv1", "bn1", "conv2", "bn2"))
     assert names == {"conv1", "bn1", "linear"} | {f"layer{s}.{i}.{part}" for s, i, part in blocks}
 

@@ -1,0 +1,107 @@
+"""One process at work on one run."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from autocompress.analysis import Analysis
+from autocompress.candidate import Measurement
+from autocompress.config import StudyConfig
+from autocompress.errors import RunError, first_line
+from autocompress.pipeline import Bench
+from autocompress.search.baseline import (
+    Inputs,
+)
+from autocompress.search.events import Watcher
+from autocompress.search.run_folder import (
+    RunFolder,
+)
+from autocompress.search.space import Space
+
+STUDY_NAME = "autocompress"
+
+
+@dataclass
+class Session:
+    """One process at work on one run."""
+
+    config: StudyConfig
+    run: RunFolder
+    bench: Bench
+    space: Space
+    study: optuna.Study
+    baseline: Measurement
+    baseline_hits: NDArray[np.bool_]
+    watcher: Watcher
+    worker: str
+    rank: int
+    offset_s: float
+    began: float = field(default_factory=time.perf_counter)
+
+    def elapsed_s(self) -> float:
+        """Seconds of run time used, those of earlier sessions included."""
+        return self.offset_s + time.perf_counter() - self.began
+
+    def progress(self, finished: int) -> float:
+        """Share of the run's totals that is used, in [0, 1]."""
+        study = self.config.study
+        by_time = 0.0 if study.timeout_s is None else self.elapsed_s() / study.timeout_s
+        by_trials = 0.0 if study.trials is None else finished / study.trials
+        return min(1.0, max(by_time, by_trials))
+
+
+def make_space(config: StudyConfig, inputs: Inputs, analysis: Analysis, digest: str) -> Space:
+    """The decisions of a study over what was found in its base."""
+    return Space(
+        section=config.space,
+        training=config.training,
+        base=analysis,
+        inputs=inputs.data.example_inputs(2),
+        base_digest=digest,
+        seed=config.study.seed,
+        model_space=inputs.space,
+    )
+
+
+def reach(storage: str) -> None:
+    """Try a storage before anything is made.
+
+    Raises:
+        RunError: nothing answers at this URL, or it is none.
+    """
+    try:
+        optuna.storages.get_storage(storage)
+    except Exception as error:
+        raise RunError(
+            f"--storage is a database that SQLAlchemy can reach, such as sqlite:///study.db; {storage}: {first_line(error)}; "
+            "check the URL, the server and its driver"
+        ) from error
+
+
+def open_study(run: RunFolder, config: StudyConfig, storage: str | None) -> optuna.Study:
+    """The run's Optuna study, made if it is not there."""
+    backend: BaseStorage | str = storage or JournalStorage(JournalFileBackend(str(run.journal)))
+    # several runs may share a database, a journal has one
+    name = f"{config.study.name}@{run.root.resolve()}" if storage else STUDY_NAME
+    best, least = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+    directions = [best] if config.study.mode == "scalar" else [least] * 3
+    study = optuna.create_study(storage=backend, study_name=name, directions=directions, load_if_exists=True)
+    if config.study.mode == "pareto":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["drop_points", "ln_size_ratio", "ln_latency_ratio"])
+    return study
+
+
+def running_trials(session: Session) -> list[FrozenTrial]:
+    """Trials that some worker, living or dead, has begun and not ended."""
+    return session.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

@@ -1,0 +1,209 @@
+"""One trial: decide, draft, stop at a broken limit, else train and measure; then record and tell."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import optuna
+from safetensors.torch import load_file
+from torch.fx import GraphModule
+
+from autocompress.candidate import Candidate, Measurement, Origin, State
+from autocompress.deploy.measure import measure_bytes
+from autocompress.errors import TrialFailed, first_line
+from autocompress.pipeline import build_network, draft, finish, least_size_bytes, parity, split_hits
+from autocompress.plan import Plan
+from autocompress.search.baseline import (
+    measure_latency,
+    paired_accuracy,
+)
+from autocompress.search.limits import describe_broken, size_violations, violations
+from autocompress.search.recovery import settle
+from autocompress.search.run_folder import (
+    read_candidate,
+    record,
+)
+from autocompress.search.samplers import parametrisation
+from autocompress.search.session import Session
+from autocompress.search.tell import tell
+from autocompress.search.workers import exclusive
+from autocompress.stage_clock import StageClock
+
+
+@dataclass
+class _Trial:
+    """What is known of the trial at hand, for its record."""
+
+    number: int
+    origin: Origin
+    name: str
+    parent: Candidate | None
+    started_s: float
+    plan: Plan = field(default_factory=Plan)  # until it is decided
+    clock: StageClock = field(default_factory=StageClock)
+
+
+def attempt(session: Session, trial: optuna.Trial) -> Candidate:
+    """Make one candidate; whatever fails in it is recorded and does not end the study."""
+    attributes = trial.user_attrs
+    current = _Trial(
+        number=trial.number,
+        origin=Origin(attributes.get("origin", "sampled")),
+        name=attributes.get("name", ""),
+        parent=read_candidate(session.run, int(attributes["parent"])) if "parent" in attributes else None,
+        started_s=session.elapsed_s(),
+    )
+    try:
+        session.run.trial(trial.number).mkdir(parents=True, exist_ok=True)
+        candidate = _guarded(session, current, trial)
+        record(session.run, candidate)
+        tell(session, trial, candidate)
+    except BaseException:
+        # interrupted: what is recorded counts, anything else a later session does again
+        with exclusive(session.run.root / "ask.lock"):
+            settle(session, session.study.get_trials(deepcopy=False)[trial.number])
+        raise
+    return candidate
+
+
+def _guarded(session: Session, current: _Trial, trial: optuna.Trial) -> Candidate:
+    try:
+        result = _make(session, current, trial)
+    except TrialFailed as error:
+        result = _Result(State.FAILED, f"{error.kind}: {error}")
+    except MemoryError:
+        result = _Result(State.FAILED, "memory: the candidate does not fit into memory")
+    except Exception as error:
+        kind = "memory" if "allocate memory" in str(error) else type(error).__name__
+        result = _Result(State.FAILED, f"{kind}: {first_line(error)}")
+    gc.collect()
+    parent_steps = 0 if current.parent is None else current.parent.total_steps
+    trained = current.plan.training.steps if result.state is State.COMPLETE else 0
+    return Candidate(
+        trial=current.number,
+        origin=current.origin,
+        state=result.state,
+        name=current.name,
+        reason=result.reason,
+        parent=None if current.parent is None else current.parent.trial,
+        total_steps=parent_steps + trained,
+        violations=result.violations,
+        started_s=current.started_s,
+        finished_s=session.elapsed_s(),
+        stage_seconds={name: round(seconds, 4) for name, seconds in current.clock.seconds.items()},
+        plan=current.plan,
+        measurement=result.measurement,
+    )
+
+
+@dataclass(frozen=True)
+class _Result:
+    """How a trial ended."""
+
+    state: State
+    reason: str = ""
+    measurement: Measurement | None = None
+    violations: dict[str, float] = field(default_factory=dict)
+
+
+def _make(session: Session, current: _Trial, trial: optuna.Trial) -> _Result:
+    """Decide, draft, stop at a broken limit, else train and measure."""
+    with current.clock.stage("plan"):
+        current.plan = _plan(session, trial)
+    session.watcher.started(current.number, current.origin, describe(current.plan, current.name))
+    with current.clock.stage("build"):
+        network = build_network(session.bench, current.plan)
+    over = _over_limit_unbuilt(session, current, least_size_bytes(network, current.plan))
+    if over is not None:
+        return over
+    path = session.run.artifact(current.number)
+    unfinished = draft(session.bench, network, current.plan, path, current.clock)
+    timed = _needs_latency_first(session, current.plan)
+    over = _over_limit(session, current, _measure_file(session, path, current.clock, timed))
+    if over is not None:
+        path.unlink()
+        return over
+    if current.parent is not None:
+        unfinished.network.load_state_dict(load_file(session.run.checkpoint(current.parent.trial)))
+    checkpoint = session.run.checkpoint(current.number)
+    deployable = finish(session.bench, unfinished, current.plan, path, checkpoint, current.clock)
+    measurement = _measure_trained(session, current, deployable)
+    found = violations(session.config.limits, measurement, session.baseline.size_bytes)
+    return _Result(State.COMPLETE, "", measurement, found)
+
+
+def _plan(session: Session, trial: optuna.Trial) -> Plan:
+    """The plan of a trial: sampled, or the one it was enqueued with."""
+    attributes = trial.user_attrs
+    enqueued = Plan.model_validate_json(attributes["plan"]) if "plan" in attributes else None
+    if enqueued is not None and attributes.get("outside"):
+        return enqueued
+    draw = parametrisation(session.config.study.sampler)(trial)
+    # also for an enqueued plan: Optuna records given parameters only when they are suggested
+    sampled = session.space.suggest_plan(draw, trial.number)
+    return enqueued or sampled
+
+
+def _over_limit_unbuilt(session: Session, current: _Trial, least_bytes: int) -> _Result | None:
+    """Stop before the export where the packed weights alone break a limit on bytes."""
+    found = size_violations(session.config.limits, least_bytes, session.baseline.size_bytes)
+    broken = describe_broken(found, session.config.limits)
+    if not broken or current.plan.training.steps == 0:
+        return None
+    return _Result(State.OVER_LIMIT, f"limit: {broken}, by its weights alone", None, found)
+
+
+def _over_limit(session: Session, current: _Trial, measurement: Measurement) -> _Result | None:
+    """Stop before the training where bytes or latency break a limit; what needs none is measured all the same."""
+    found = violations(session.config.limits, measurement, session.baseline.size_bytes)
+    broken = describe_broken(found, session.config.limits)
+    if not broken or current.plan.training.steps == 0:
+        return None
+    return _Result(State.OVER_LIMIT, f"limit: {broken}", measurement, found)
+
+
+def _measure_trained(session: Session, current: _Trial, deployable: GraphModule) -> Measurement:
+    path = session.run.artifact(current.number)
+    with current.clock.stage("parity"):
+        agreement = parity(session.bench, path, deployable, current.plan)
+    with current.clock.stage("evaluate"):
+        own = split_hits(session.bench, path, session.bench.data.validation)
+    np.save(session.run.trial(current.number) / "validation_hits.npy", own)
+    figures = {"parity": agreement, "validation": paired_accuracy(own, session.baseline_hits)}
+    return _measure_file(session, path, current.clock, timed=True).model_copy(update=figures)
+
+
+def _needs_latency_first(session: Session, plan: Plan) -> bool:
+    limits = session.config.limits
+    return plan.training.steps > 0 and (limits.max_latency_ms is not None or limits.min_speedup is not None)
+
+
+def _measure_file(session: Session, path: Path, clock: StageClock, timed: bool) -> Measurement:
+    measurement = measure_bytes(path, session.baseline.size_bytes)
+    if not timed:
+        return measurement
+    with clock.stage("time"):
+        baseline = session.run.baseline / "model.onnx"
+        latency = measure_latency(path, baseline, session.bench.data, session.config.target)
+    return measurement.model_copy(update={"latency": latency})
+
+
+def describe(plan: Plan, name: str = "") -> str:
+    """One line about a plan, for people."""
+    architecture = plan.architecture
+    if architecture.family == "base":
+        body = f"base without {len(architecture.dropped_blocks)} blocks" if architecture.dropped_blocks else "base"
+    else:
+        body = "space " + " ".join(f"{label}={value}" for label, value in architecture.choices.items())
+    bits = sorted({str(p) for p in plan.quantization.precisions.values()})
+    pruned = [r for r in plan.pruning.ratios.values() if r > 0]
+    parts = [
+        body,
+        f"{len(pruned)} groups pruned" if pruned else "",
+        "/".join(bits),
+        f"{plan.training.steps} steps",
+    ]
+    return ", ".join(([name] if name else []) + [part for part in parts if part])
