@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ settings.load_profile("steady")
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """More threads than one only slow these small networks down."""
+    """More threads than one only slow these small networks down; so does collecting the libraries' objects."""
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
     yield
 
 

@@ -353,6 +353,15 @@ def test_a_run_of_another_study_is_not_touched(finished: tuple[RunFolder, StudyC
     assert sorted(run.root.rglob("*")) == files
 
 
+def test_a_run_keeps_the_storage_it_began_with(finished: tuple[RunFolder, StudyConfig, Notes], tmp_path: Path) -> None:
+    run, config, _ = finished
+    before = read_candidates(run)
+    with pytest.raises(RunError, match="--storage"):
+        search(config, run.root, Silent(), f"sqlite:///{tmp_path / 'other.db'}")
+    assert read_candidates(run) == before
+    assert list(run.workers.iterdir()) == []
+
+
 class Interrupts(Silent):
     """Presses Ctrl-C when a trial begins."""
 
