@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from benches import make_bench
 from hypothesis import settings
 from networks import tiny_resnet
 from torch import nn
 
-from autocompress.compression.distillation import Acceleration, Schedule, Teacher, train_
-from autocompress.config import DataSection, ModelSection, TrainingSection
+from autocompress.compression.distillation import Schedule, train_
+from autocompress.config import DataSection, ModelSection
 from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
 from autocompress.models import load_model, load_space
@@ -107,10 +108,3 @@ def trained(digits: TaskData) -> nn.Module:
 def bench(trained: nn.Module, digits: TaskData, small_space: Any) -> Bench:
     """What candidates of the trained base share."""
     return make_bench(trained, digits, small_space)
-
-
-def make_bench(base: nn.Module, data: TaskData, space: Any = None) -> Bench:
-    """A bench with a teacher that has answered nothing yet."""
-    training = TrainingSection(steps=6, batch_size=32, learning_rate=0.02, views=2, quantized_fraction=0.5)
-    teacher = Teacher(base, data, training.views, Acceleration())
-    return Bench(base, data, training, 8, space, teacher)

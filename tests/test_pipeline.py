@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import make_bench
+from benches import make_bench
 from torch import nn
 
 from autocompress.analysis import analyse

@@ -250,11 +250,12 @@ def _draw_continued(figure: go.Figure, view: AccuracyView) -> None:
 
 
 def _draw_labels(figure: go.Figure, view: AccuracyView) -> None:
-    # Obvious plans often share a cost, so their names alternate above and below.
-    for number, label in enumerate(view.named):
+    for label in view.named:
         if view.accuracy_range[0] <= label.accuracy <= view.accuracy_range[1]:
+            # Obvious plans often share a cost: the most accurate of them is named above, the others below.
+            beside = [other.accuracy for other in view.named if 0.75 < other.cost_ratio / label.cost_ratio < 1.33]
             # Towards the right edge a name would leave the picture.
-            across, down = -24 if label.cost_ratio > 0.6 else 24, -22 if number % 2 == 0 else 22
+            across, down = -24 if label.cost_ratio > 0.6 else 24, -22 if label.accuracy >= max(beside) else 22
             _draw_label(figure, label, across, down)
     if view.pick is not None:
         _draw_label(figure, view.pick, -24, -26, weight="bold")
@@ -283,7 +284,8 @@ def _draw_limits(figure: go.Figure, view: AccuracyView) -> None:
 
 def _cost_axis(figure: go.Figure, view: AccuracyView) -> None:
     shown = [ratio for points in (*view.points.values(), view.stopped) for ratio in points.cost_ratio]
-    low, high = min([*shown, 1.0]) / 1.12, max([*shown, 1.0]) * 1.12
+    low, high = min([*shown, 1.0]), max([*shown, 1.0]) * 1.12
+    low /= 1.12 * (high / low) ** 0.15  # room for the name of the pick, which stands to the left of it
     factors = _readable([factor for factor in _FACTORS if low <= 1.0 / factor <= high], high / low)
     ticks = [f"{factor:g}x<br>{_in_units(view.baseline_cost / factor, view.cost)}" for factor in factors]
     better = "smaller" if view.cost == "size" else "faster"

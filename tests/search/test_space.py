@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from conftest import make_bench
+from benches import make_bench
 from torch import nn
 
 from autocompress.analysis import analyse
