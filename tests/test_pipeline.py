@@ -105,6 +105,11 @@ def float32(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(bench, plan(dict.fromkeys(LAYERS, Precision.FLOAT32), steps=0), tmp_path_factory.mktemp("float32"))
 
 
+@pytest.fixture(scope="module")
+def weight_only(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(bench, plan(dict.fromkeys(LAYERS, Precision.W3), steps=2), tmp_path_factory.mktemp("weight_only"))
+
+
 # Replay
 
 
@@ -125,9 +130,7 @@ def test_a_replayed_member_of_the_space_gives_the_same_bytes(bench: Bench, small
     assert first.network.conv1.out_channels == 8
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 6}, {"distillation": DistillationSpec(alpha=0.1)}, {"training": TrainingSpec(steps=7)}]
-)
+@pytest.mark.parametrize("change", [{"seed": 6}, {"distillation": DistillationSpec(alpha=0.1)}])
 def test_every_part_of_a_plan_matters(mixed: Made, bench: Bench, change: dict[str, Any], tmp_path: Path) -> None:
     assert Made(bench, mixed.plan.model_copy(update=change), tmp_path).bytes != mixed.bytes
 
@@ -184,9 +187,8 @@ def test_an_integer_file_answers_as_torch_simulates(name: str, bench: Bench, req
     assert found.top1_agreement is not None and found.top1_agreement >= 0.99
 
 
-def test_a_weight_only_file_is_compared_by_value(bench: Bench, tmp_path: Path) -> None:
-    made = Made(bench, plan(dict.fromkeys(LAYERS, Precision.W4)), tmp_path)
-    found = parity(bench, made.path, made.deployable, made.plan)
+def test_a_weight_only_file_is_compared_by_value(weight_only: Made, bench: Bench) -> None:
+    found = parity(bench, weight_only.path, weight_only.deployable, weight_only.plan)
     assert found.relative_error is not None and found.relative_error <= 1e-4
 
 
@@ -213,9 +215,8 @@ def test_nothing_half_written_stays(mixed: Made) -> None:
 # Before and after the training
 
 
-def test_a_draft_of_weights_has_the_final_size(float32: Made, bench: Bench, tmp_path: Path) -> None:
-    made = Made(bench, plan(dict.fromkeys(LAYERS, Precision.W3), steps=2), tmp_path)
-    for each in (float32, made):
+def test_a_draft_of_weights_has_the_final_size(float32: Made, weight_only: Made) -> None:
+    for each in (float32, weight_only):
         assert len(each.draft_bytes) == len(each.bytes)
         assert each.draft_bytes != each.bytes
 
@@ -246,7 +247,7 @@ def random_plan(seed: int, network: nn.Module, data: TaskData) -> Plan:
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_file_is_smaller_than_its_packed_weights(seed: int, bench: Bench, tmp_path: Path) -> None:
     some = random_plan(seed, bench.base, bench.data)
     network = build_network(bench, some)

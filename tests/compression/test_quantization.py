@@ -148,13 +148,13 @@ def test_descending_on_the_step_lowers_the_error() -> None:
     with torch.no_grad():
         quantizer.step *= 2.5
     optimiser = torch.optim.SGD([quantizer.step], lr=0.5)
-    start = float((quantizer(weight) - weight).square().sum())
+    start = float((quantizer(weight) - weight).detach().square().sum())
     for _ in range(200):
         optimiser.zero_grad()
         (quantizer(weight) - weight).square().sum(dim=1).mean().backward()
         optimiser.step()
     best = float(squared_error(weight, best_steps(weight, 3), 3).sum())
-    assert float((quantizer(weight) - weight).square().sum()) < 1.1 * best < 0.5 * start
+    assert float((quantizer(weight) - weight).detach().square().sum()) < 1.1 * best < 0.5 * start
 
 
 # Grids of activations
@@ -288,7 +288,7 @@ def test_every_integer_layer_of_resnet20_is_fused(resnet20: nn.Module, bench: Be
     assert not operators.keys() & {"Conv", "FusedConv", "Gemm", "Add", "Relu"}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_mixed_precisions_fuse_exactly_the_integer_layers(
     seed: int, trained: nn.Module, bench: Bench, tmp_path: Path
 ) -> None:

@@ -116,7 +116,7 @@ def test_plans_survive_their_json_and_differ(parametrisation: Any, drawn: dict[A
 
 @both
 def test_every_option_is_reached(parametrisation: Any, space: Space) -> None:
-    plans = [plan for plan, _ in draw_plans(space, parametrisation, 70)]
+    plans = [plan for plan, _ in draw_plans(space, parametrisation, 50)]
     assert {p for plan in plans for p in plan.quantization.precisions.values()} == set(PRECISIONS)
     base = [plan for plan in plans if plan.architecture.family == "base"]
     assert {r for plan in base for r in plan.pruning.ratios.values()} == set(SECTION.sparsity)
