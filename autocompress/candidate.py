@@ -53,6 +53,40 @@ class Accuracy(_Record):
         return 100.0 * (delta - half), 100.0 * (delta + half)
 
 
+class Score(_Record):
+    """A user's metric of an exported file on one split, beside the baseline file's on the same examples.
+
+    Wherever an accuracy is read, 0.01 of the metric is a point. Intervals are paired percentile bootstraps over
+    the examples (Efron 1979), 95 %.
+    """
+
+    value: float
+    baseline: float
+    total: int
+    low: float
+    high: float
+    drop_low_points: float
+    drop_high_points: float
+
+    @property
+    def fraction(self) -> float:
+        """The metric."""
+        return self.value
+
+    @property
+    def drop_points(self) -> float:
+        """Baseline minus candidate, in hundredths of the metric."""
+        return 100.0 * (self.baseline - self.value)
+
+    def interval(self) -> tuple[float, float]:
+        """Of the metric."""
+        return self.low, self.high
+
+    def drop_interval_points(self) -> tuple[float, float]:
+        """Of the drop, in hundredths of the metric."""
+        return self.drop_low_points, self.drop_high_points
+
+
 class Latency(_Record):
     """Timing of a file, interleaved with the baseline in one sitting, in a process without torch."""
 
@@ -68,7 +102,10 @@ class Latency(_Record):
 class Parity(_Record):
     """Agreement of the exported file with torch; exactly one of the two figures applies to a file."""
 
-    relative_error: float | None = Field(default=None, description="float graphs: max |onnx - torch| / max |torch|")
+    relative_error: float | None = Field(
+        default=None,
+        description="float graphs: max |onnx - torch| / max |torch|; quantised ones without classes: of the root mean squares",
+    )
     top1_agreement: float | None = Field(default=None, description="quantised graphs, torch simulating the same scales")
     examples: int
 
@@ -82,8 +119,8 @@ class Measurement(_Record):
     size_ratio: float
     latency: Latency | None = None
     parity: Parity | None = None
-    validation: Accuracy | None = None
-    test: Accuracy | None = None
+    validation: Accuracy | Score | None = None
+    test: Accuracy | Score | None = None
 
 
 class Origin(StrEnum):

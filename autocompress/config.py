@@ -21,6 +21,7 @@ from autocompress.errors import ConfigError
 from autocompress.plan import Precision
 
 DATA_ENVIRONMENT_VARIABLE = "AUTOCOMPRESS_DATA"
+_KINDS_WITH_PATHS = ("imagefolder", "text", "npz", "hf")  # KIND:PATH in model.source and data.source
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*$")
 _TOML_TYPES = {
     "tuple_type": "this must be a list",
@@ -100,9 +101,25 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """``[data]``: source, split, augmentation and normalisation."""
+    """``[data]``: source, split, and what becomes of an example on its way into the model.
+
+    ``validation`` and ``test`` name further files where each split has its own; without them the splits are
+    cut from ``source``. ``validation_longest`` and ``exclude_overlap`` are for texts whose splits share
+    sentences.
+    """
 
     source: str
+    arguments: dict[str, Any] = Field(default_factory=dict, description="of a function that returns data")
+    validation: str | None = None
+    test: str | None = None
+    text_columns: tuple[str, ...] = ("sentence",)
+    label_column: str = "label"
+    tokenizer: str | None = Field(default=None, description="a folder; by default the model's")
+    max_length: Annotated[int, Field(ge=4)] = 128
+    validation_longest: Annotated[int, Field(ge=1, description="examples of validation")] | None = None
+    exclude_overlap: Annotated[
+        bool, Field(description="leave out train texts that contain a validation text or are contained in one")
+    ] = False
     folder: str | None = Field(default=None, description="what {data} stands for")
     image_size: Annotated[int, Field(ge=4, le=2048)] | None = None
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
@@ -122,9 +139,20 @@ class DataSection(_Section):
         return self
 
 
-class BaselineSection(_Section):
-    """``[baseline]``: training of a base that comes without weights."""
+class TaskSection(_Section):
+    """``[task]``: anything but classification with one label per example, by functions of the user's."""
 
+    loss: str | None = Field(default=None, description="module:function, (outputs, targets) -> scalar tensor")
+    metric: str | None = Field(default=None, description="module:function, (outputs, targets) -> number; up is good")
+
+
+class BaselineSection(_Section):
+    """``[baseline]``: training of a base that comes without weights for the task.
+
+    ``train`` says whether it is trained; by default it is where ``model.weights`` is not given.
+    """
+
+    train: bool | None = None
     steps: Annotated[int, Field(ge=1)] = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
 
@@ -140,6 +168,7 @@ class TrainingSection(_Section):
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     random_start_learning_rate: Annotated[float, Field(gt=0)] = 0.15
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     quantized_fraction: Annotated[
         Fraction, Field(description="last part of the steps, with batch norm folded and fake quantisation")
     ] = 0.3
@@ -164,10 +193,12 @@ class SpaceSection(_Section):
     model_space_sparsity: tuple[Fraction, ...] = (0.0,)
     sparsity: tuple[Fraction, ...] = (0.0, 0.25, 0.5, 0.75)
     channel_multiple: Annotated[int, Field(ge=1)] = 8
-    precision: tuple[Precision, ...] = tuple(Precision)
+    precision: tuple[Precision, ...] = tuple(p for p in Precision if not p.dynamic)
     alpha: Range = (0.3, 1.0)
     temperature: Range = (1.0, 8.0)
     hint_weight: Range = (0.0, 1.0)
+    hidden_weight: Range = (0.0, 0.0)
+    relation_weight: Range = (0.0, 0.0)
 
     @model_validator(mode="after")
     def _decides_something(self) -> SpaceSection:
@@ -180,8 +211,8 @@ class SpaceSection(_Section):
                 raise ValueError(f"{name} lists at least one option, each once; got {shown}")
         if not 0 <= self.alpha[0] <= self.alpha[1] <= 1:
             raise ValueError(f"alpha lies in [0, 1]; got {list(self.alpha)}")
-        if self.temperature[0] <= 0 or self.hint_weight[0] < 0:
-            raise ValueError("temperature is positive and hint_weight not negative")
+        if self.temperature[0] <= 0 or min(self.hint_weight[0], self.hidden_weight[0], self.relation_weight[0]) < 0:
+            raise ValueError("temperature is positive; hint_weight, hidden_weight and relation_weight not negative")
         return self
 
 
@@ -216,6 +247,7 @@ class TargetSection(_Section):
     runtime: Literal["onnxruntime"] = "onnxruntime"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 1
+    sequence_length: Annotated[int, Field(ge=1, description="of inputs whose length is free")] = 32
     training_threads: Annotated[int, Field(ge=1, le=256)] | None = None
 
 
@@ -225,6 +257,7 @@ class StudyConfig(_Section):
     study: StudySection
     model: ModelSection
     data: DataSection
+    task: TaskSection = TaskSection()
     baseline: BaselineSection = BaselineSection()
     training: TrainingSection = TrainingSection()
     space: SpaceSection = SpaceSection()
@@ -304,19 +337,31 @@ def _resolve_paths(config: StudyConfig, base: Path, data_folder: str | None) -> 
         is_file = text is not None and ".py:" in text
         return os.path.normpath(base / text) if text is not None and is_file else text
 
-    def resolve_weights(text: str | None) -> str | None:
+    def resolve_path(text: str | None) -> str | None:
         text = resolve(text)
-        return None if text is None else os.path.normpath(base / text)
+        return text if text is None or text.startswith("package:") else os.path.normpath(base / text)
 
-    source = resolve(config.data.source)
-    if source is not None and source.startswith("imagefolder:"):
-        source = "imagefolder:" + os.path.normpath(base / source.removeprefix("imagefolder:"))
+    def resolve_source(text: str) -> str | None:
+        kind, _, path = (resolve(text) or "").partition(":")
+        return f"{kind}:{resolve_path(path)}" if kind in _KINDS_WITH_PATHS and path else resolve_file(text)
+
     model = config.model.model_copy(
-        update={"source": resolve_file(config.model.source), "weights": resolve_weights(config.model.weights)}
+        update={"source": resolve_source(config.model.source), "weights": resolve_path(config.model.weights)}
     )
-    data = config.data.model_copy(update={"source": source, "folder": folder})
+    data = config.data.model_copy(
+        update={
+            "source": resolve_source(config.data.source),
+            "validation": resolve_path(config.data.validation),
+            "test": resolve_path(config.data.test),
+            "tokenizer": resolve_path(config.data.tokenizer),
+            "folder": folder,
+        }
+    )
+    task = config.task.model_copy(
+        update={"loss": resolve_file(config.task.loss), "metric": resolve_file(config.task.metric)}
+    )
     space = config.space.model_copy(update={"model_space": resolve_file(config.space.model_space)})
-    return config.model_copy(update={"model": model, "data": data, "space": space})
+    return config.model_copy(update={"model": model, "data": data, "task": task, "space": space})
 
 
 def to_toml(config: StudyConfig) -> str:

@@ -1,6 +1,6 @@
 """Plan -> file: the only place that knows the order of the stages.
 
-    build -> prune -> fold, place quantisers -> export the structure      (draft: bytes and latency)
+    build -> prune -> trace, fold, place quantisers -> export the structure            (draft: bytes and latency)
           -> train with distillation -> fold, calibrate, train quantised -> encode   (finish: accuracy)
 
 The graph is exported once, before training: bytes and latency depend on the plan alone, and the trained
@@ -9,10 +9,13 @@ tensors fit the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,15 +25,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from autocompress.candidate import Parity
+from autocompress.candidate import Accuracy, Parity, Score
 from autocompress.compression.architecture import drop_blocks, inherit_weights_
-from autocompress.compression.distillation import Acceleration, Schedule, Teacher, train_
+from autocompress.compression.distillation import Acceleration, Schedule, Teacher, mark_features_, train_
+from autocompress.compression.inner_widths import InnerWidth, find_inner_widths
 from autocompress.compression.pruning import prune
 from autocompress.compression.quantization import (
     attach_weight_quantizers_,
     calibrate_,
     deployment_tensors,
-    fold_batch_norm,
+    fold_batch_norm_,
     insert_activation_quantizers_,
     integer_weights,
     with_rounded_biases,
@@ -38,11 +42,12 @@ from autocompress.compression.quantization import (
 from autocompress.config import TrainingSection
 from autocompress.data.task import Split, TaskData
 from autocompress.deploy.encoding import LayerWeights, encode_weights, strip
-from autocompress.deploy.export import export_graph, initializer_names, with_random_values
-from autocompress.deploy.measure import Batch, check_parity, hits
-from autocompress.layers import weight_layers
+from autocompress.deploy.export import export_graph, initializer_names
+from autocompress.deploy.measure import Batch, check_parity, compare_hits, compare_scores, outputs
+from autocompress.errors import DataError, ModelError, first_line
+from autocompress.layers import classifier_name, trace
 from autocompress.models import ModelSpace, freeze
-from autocompress.plan import Plan, Precision
+from autocompress.plan import Plan
 from autocompress.stage_clock import StageClock
 
 EVALUATION_BATCH = 100
@@ -67,13 +72,19 @@ class Bench:
     acceleration: Acceleration = field(default_factory=Acceleration)
     each_batch: Guard = nullcontext
     threads: int = 1
+    deployed_batch: int = 1
+    inner: Mapping[str, InnerWidth] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A candidate whose structure is final and whose weights are not trained yet."""
+    """A candidate whose structure is final and whose weights are not trained yet.
+
+    ``traced`` is the network before anything is folded or quantised; it lends its graph, not its weights.
+    """
 
     network: nn.Module
+    traced: torch.fx.GraphModule
     graph: onnx.ModelProto
 
 
@@ -91,18 +102,32 @@ def build_network(bench: Bench, plan: Plan) -> nn.Module:
         network, _ = freeze(bench.space, lambda label, _options: architecture.choices[label])
         inherit_weights_(network, bench.base)
     network.eval()
-    return prune(network, bench.data.example_inputs(2), plan.pruning.ratios, bench.channel_multiple)
+    inputs, ratios = bench.data.example_inputs(2), plan.pruning.ratios
+    return prune(network, inputs, ratios, bench.channel_multiple, _inner_widths(bench, network, plan))
+
+
+def _inner_widths(bench: Bench, network: nn.Module, plan: Plan) -> Mapping[str, InnerWidth]:
+    """Known of the base; of a member of the model space found where something is to be pruned."""
+    if plan.architecture.family == "base" or not any(plan.pruning.ratios.values()):
+        return bench.inner
+    found, _ = find_inner_widths(network, trace_network(bench, network), bench.data.example_inputs(2))
+    return {width.name: width for width in found}
 
 
 def least_size_bytes(network: nn.Module, plan: Plan) -> int:
     """Bytes of the packed weights alone, which no file of this plan can fall below."""
     bits = 0
-    for name, layer in weight_layers(network).items():
-        precision = plan.quantization.precisions.get(name, Precision.FLOAT32)
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        bits += weight.numel() * (precision.weight_bits or 32)
+    for name, parameter in network.named_parameters():
+        precisions = plan.quantization.precisions
+        precision = precisions.get(name) or precisions.get(name.removesuffix(".weight"))
+        is_weight = parameter.dim() > 1 and precision is not None
+        bits += parameter.numel() * (precision.weight_bits or 32) if is_weight and precision is not None else 0
     return bits // 8
+
+
+def trace_network(bench: Bench, network: nn.Module) -> torch.fx.GraphModule:
+    """The network as a graph, traced on the task's data."""
+    return trace(network.eval(), bench.data.example_inputs(2), bench.data.axes)
 
 
 def draft(bench: Bench, network: nn.Module, plan: Plan, path: Path, clock: StageClock) -> Draft:
@@ -115,11 +140,13 @@ def draft(bench: Bench, network: nn.Module, plan: Plan, path: Path, clock: Stage
         TrialFailed: the network cannot be exported or encoded.
     """
     with clock.stage("export"):
-        structure = with_random_values(_deployable(network, plan))
-        graph = export_graph(structure, bench.data.example_inputs(2), bench.data.input_names)
+        traced = trace_network(bench, network)
+        structure = _deployable(network, traced, plan)
+        data = bench.data
+        graph = export_graph(structure, data.example_inputs(2), data.input_names, data.axes)
         attach_weight_quantizers_(structure, plan.quantization.precisions)
         write_file(graph, structure, plan, path)
-    return Draft(network, graph)
+    return Draft(network, traced, graph)
 
 
 def finish(
@@ -138,10 +165,11 @@ def finish(
     with clock.stage("train"):
         _train(bench, draft.network, plan, plan.training.steps - quantized_steps, 1.0)
         save_file(float_state(draft.network), checkpoint)
-    deployable = _deployable(draft.network, plan)
+    deployable = _deployable(draft.network, draft.traced, plan)
     attach_weight_quantizers_(deployable, plan.quantization.precisions)
     with clock.stage("calibrate"):
         calibrate_(deployable, _calibration_batches(bench))
+    mark_features_(deployable, classifier_name(draft.network))
     with clock.stage("train"):
         _train(bench, deployable, plan, quantized_steps, QUANTIZED_RATE)
     with clock.stage("export"):
@@ -155,8 +183,12 @@ def float_state(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().contiguous().clone() for name, value in network.state_dict().items()}
 
 
-def _deployable(network: nn.Module, plan: Plan) -> torch.fx.GraphModule:
-    deployable = fold_batch_norm(network)
+def _deployable(network: nn.Module, traced: torch.fx.GraphModule, plan: Plan) -> torch.fx.GraphModule:
+    """The traced network with the weights of ``network``, folded, rounding where the plan says."""
+    deployable = copy.deepcopy(traced)
+    state, own = network.state_dict(), deployable.state_dict()
+    deployable.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+    fold_batch_norm_(deployable)
     insert_activation_quantizers_(deployable, plan.quantization.precisions)
     return deployable
 
@@ -171,6 +203,7 @@ def _train(bench: Bench, network: nn.Module, plan: Plan, steps: int, rate: float
         batch_size=settings.batch_size,
         weight_decay=settings.weight_decay,
         seed=plan.seed,
+        optimizer=settings.optimizer,
         acceleration=bench.acceleration,
         each_batch=bench.each_batch,
     )
@@ -183,11 +216,19 @@ def _calibration_batches(bench: Bench) -> Iterator[tuple[Tensor, ...]]:
             yield inputs
 
 
-def write_file(graph: onnx.ModelProto, deployable: nn.Module, plan: Plan, path: Path) -> None:
+def write_file(graph: onnx.ModelProto, deployable: torch.fx.GraphModule, plan: Plan, path: Path) -> None:
     """Encode the network's tensors into its graph and write the file, atomically."""
+    precisions = plan.quantization.precisions
     layers = {
-        name: LayerWeights(values.numpy(), scales.numpy(), bits, plan.quantization.precisions[name].integer_activations)
-        for name, (values, scales, bits) in integer_weights(deployable).items()
+        name: LayerWeights(
+            weight.values.numpy(),
+            weight.scales.numpy(),
+            weight.bits,
+            precisions[name].integer_activations,
+            precisions[name].dynamic,
+            weight.layer.out_axis,
+        )
+        for name, weight in integer_weights(deployable).items()
     }
     stored = initializer_names(graph)
     tensors = {
@@ -200,15 +241,74 @@ def write_file(graph: onnx.ModelProto, deployable: nn.Module, plan: Plan, path: 
     temporary.replace(path)
 
 
-def split_hits(bench: Bench, path: Path, split: Split) -> NDArray[np.bool_]:
-    """Which examples of a split the file gets right; (examples,)."""
+def answers(bench: Bench, path: Path, split: Split, plan: Plan) -> NDArray[Any]:
+    """:func:`file_answers` of a candidate."""
+    size = evaluation_batch(plan, bench.deployed_batch)
+    return file_answers(bench.data, path, split, size, bench.threads, bench.each_batch)
 
-    def batches() -> Iterator[tuple[Batch, NDArray[np.int64]]]:
-        for inputs, labels in bench.data.batches(split, EVALUATION_BATCH):
-            with bench.each_batch():
-                yield tuple(x.numpy() for x in inputs), labels.numpy()
 
-    return hits(path, batches(), bench.threads)
+def evaluation_batch(plan: Plan, deployed_batch: int) -> int:
+    """How many examples a file is given at once where its answers are counted.
+
+    Where the range of an input is found when it arrives, an answer depends on what shares its batch: such a file
+    gets batches of the size that it is deployed with.
+    """
+    dynamic = any(precision.dynamic for precision in plan.quantization.precisions.values())
+    return deployed_batch if dynamic else EVALUATION_BATCH
+
+
+def file_answers(
+    data: TaskData, path: Path, split: Split, batch_size: int, threads: int, each_batch: Guard
+) -> NDArray[Any]:
+    """What the file answers on a split: which examples it gets right (examples,), or its outputs (examples, ...)
+    where the task has a metric of its own.
+    """
+
+    def batches() -> Iterator[Batch]:
+        for inputs, _ in data.batches(split, batch_size):
+            with each_batch():
+                yield tuple(x.numpy() for x in inputs)
+
+    found = outputs(path, batches(), threads)
+    if data.metric is not None:
+        return found
+    return np.asarray(found.argmax(axis=1) == split.labels.numpy())
+
+
+def compare(data: TaskData, split: Split, own: NDArray[Any], baseline: NDArray[Any]) -> Accuracy | Score:
+    """Accuracy or metric of a file's :func:`answers`, paired with the baseline's.
+
+    Raises:
+        DataError: the split is not the one that the baseline saw.
+        ModelError: the metric fails, or is no finite number.
+    """
+    if own.shape != baseline.shape:
+        raise DataError(
+            f"the data must be those of the run; the split has {len(own)} examples and had {len(baseline)}; restore the data"
+        )
+    if data.metric is None:
+        return compare_hits(own, baseline)
+    return compare_scores(own, baseline, lambda outputs, rows: score(data, outputs, split.labels[torch.from_numpy(rows)]))
+
+
+def score(data: TaskData, outputs: NDArray[np.float32], targets: Tensor) -> float:
+    """The task's metric as a finite number.
+
+    Raises:
+        ModelError: the metric raises, or gives something else.
+    """
+    assert data.metric is not None
+    name = getattr(data.metric, "__name__", "task.metric")
+    try:
+        value = float(data.metric(torch.from_numpy(outputs), targets))
+    except Exception as error:
+        raise ModelError(
+            f"a metric takes (outputs, targets); {name} raised {type(error).__name__}: {first_line(error)}; "
+            f"outputs are {list(outputs.shape)}, targets {list(targets.shape)}; correct task.metric"
+        ) from error
+    if not math.isfinite(value):
+        raise ModelError(f"a metric is a finite number; {name} gave {value}; correct task.metric")
+    return value
 
 
 def parity(bench: Bench, path: Path, deployable: torch.fx.GraphModule, plan: Plan) -> Parity:
@@ -224,7 +324,8 @@ def parity(bench: Bench, path: Path, deployable: torch.fx.GraphModule, plan: Pla
         with bench.each_batch(), torch.no_grad():
             expected.append(simulation(*batch).numpy())
         inputs.append(tuple(x.numpy() for x in batch))
-    return check_parity(path, inputs, np.concatenate(expected), integer, bench.threads)
+    classes = bench.data.metric is None and bench.data.loss is None
+    return check_parity(path, inputs, np.concatenate(expected), integer, bench.threads, classes)
 
 
 def _parity_inputs(data: TaskData) -> Iterator[tuple[Tensor, ...]]:

@@ -16,7 +16,8 @@ class Precision(StrEnum):
     """How one layer's weights and input activations are stored and computed.
 
     ``w<b>`` stores weights in b bits and computes in float32; ``w<b>a8`` feeds the runtime's integer
-    kernels with 8-bit activations.
+    kernels with 8-bit activations whose range is fixed by calibration; ``w<b>a8_dynamic`` finds the range of
+    each input when it arrives.
     """
 
     FLOAT32 = "float32"
@@ -30,6 +31,11 @@ class Precision(StrEnum):
     W4A8 = "w4a8"
     W3A8 = "w3a8"
     W2A8 = "w2a8"
+    W8A8_DYNAMIC = "w8a8_dynamic"
+    W6A8_DYNAMIC = "w6a8_dynamic"
+    W4A8_DYNAMIC = "w4a8_dynamic"
+    W3A8_DYNAMIC = "w3a8_dynamic"
+    W2A8_DYNAMIC = "w2a8_dynamic"
 
     @property
     def weight_bits(self) -> int | None:
@@ -38,8 +44,22 @@ class Precision(StrEnum):
 
     @property
     def integer_activations(self) -> bool:
-        """Whether the layer's input is quantised to 8 bits."""
-        return self.value.endswith("a8")
+        """Whether integer kernels run, on an input that is quantised to 8 bits."""
+        return "a8" in self.value
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the input's range is found when it arrives."""
+        return self.value.endswith("_dynamic")
+
+    def for_layer(self, kind: str) -> Precision:
+        """The nearest precision that such a layer has in the runtime.
+
+        No convolution finds the range of its input as it arrives, and a table of embeddings computes nothing.
+        """
+        if kind == "embedding":
+            return Precision(self.value.partition("a8")[0])
+        return Precision(self.value.removesuffix("_dynamic")) if kind == "convolution" else self
 
 
 class _Spec(BaseModel):
@@ -69,12 +89,16 @@ class DistillationSpec(_Spec):
     """Hinton et al. 2015, section 2, with a hint loss after Romero et al. 2015 (FitNets).
 
     ``alpha`` weighs the teacher's softened outputs against the hard labels, ``hint_weight`` the
-    distance between the features that enter the classifiers.
+    distance between the features that enter the classifiers, ``hidden_weight`` the distance between what
+    the blocks put out (Jiao et al. 2020, TinyBERT), ``relation_weight`` the divergence of the attention
+    relations of the last block (Wang et al. 2021, MiniLMv2).
     """
 
     alpha: float = Field(default=0.7, ge=0.0, le=1.0)
     temperature: float = Field(default=4.0, gt=0.0)
     hint_weight: float = Field(default=0.0, ge=0.0)
+    hidden_weight: float = Field(default=0.0, ge=0.0)
+    relation_weight: float = Field(default=0.0, ge=0.0)
 
 
 class QuantizationSpec(_Spec):

@@ -174,6 +174,48 @@ def test_relative_paths_are_relative_to_the_study_file(tmp_path: Path, monkeypat
     assert config.space.model_space == f"{tmp_path}/spaces/net.py:Space"
 
 
+@pytest.mark.parametrize(
+    ("source", "resolved"),
+    [
+        ("text:tables/train.tsv", "text:{here}/tables/train.tsv"),
+        ("npz:../arrays.npz", "npz:{above}/arrays.npz"),
+        ("hf:saved", "hf:{here}/saved"),
+        ("hf:package:data_package/saved", "hf:package:data_package/saved"),
+        ("own/data.py:load", "{here}/own/data.py:load"),
+        ("package.data:load", "package.data:load"),
+        ("torchvision:CIFAR10", "torchvision:CIFAR10"),
+        ("npz:/absolute.npz", "npz:/absolute.npz"),
+        ("npz:", "npz:"),
+    ],
+)
+def test_the_path_in_a_data_source_is_relative_to_the_study_file(tmp_path: Path, source: str, resolved: str) -> None:
+    (tmp_path / "studies").mkdir()
+    config = _load(tmp_path / "studies", data=f'source = "{source}"')
+    assert config.data.source == resolved.format(here=tmp_path / "studies", above=tmp_path)
+
+
+def test_other_files_of_the_data_the_model_and_the_task_are_too(tmp_path: Path) -> None:
+    config = _load(
+        tmp_path,
+        model='source = "hf:models/bert"',
+        data='source = "text:a.tsv"\nvalidation = "b.tsv"\ntest = "{data}/c.tsv"\nfolder = "own"\ntokenizer = "tok"',
+        task='loss = "own.py:loss"\nmetric = "package.metrics:score"',
+    )
+    assert config.model.source == f"hf:{tmp_path}/models/bert"
+    assert (config.data.validation, config.data.test) == (f"{tmp_path}/b.tsv", f"{tmp_path}/own/c.tsv")
+    assert config.data.tokenizer == f"{tmp_path}/tok"
+    assert (config.task.loss, config.task.metric) == (f"{tmp_path}/own.py:loss", "package.metrics:score")
+
+
+def test_a_folder_in_a_package_is_no_path(tmp_path: Path) -> None:
+    reference = "package:some_package/model"
+    config = _load(
+        tmp_path, model=f'source = "hf:{reference}"', data=f'source = "text:a.tsv"\ntokenizer = "{reference}"'
+    )
+    assert config.model.source == f"hf:{reference}"
+    assert config.data.tokenizer == reference
+
+
 def test_references_that_are_no_paths_stay(tmp_path: Path) -> None:
     config = _load(tmp_path, model='source = "package.pyramid:build"', space='model_space = "pkg.spaces:Space"')
     assert config.model.source == "package.pyramid:build"
@@ -221,6 +263,13 @@ def test_a_data_folder_that_nobody_names(tmp_path: Path) -> None:
             "space": 'precision = ["w8a8", "float32"]\nsparsity = [0]\nmodel_space = "net.py:Space"',
             "limits": "max_accuracy_drop = 1\nmin_speedup = 8",
         },
+        {
+            "data": 'source = "text:{data}/a.tsv"\nfolder = "d"\nvalidation = "b.tsv"\ntest = "c.tsv"\n'
+            'text_columns = ["first", "second"]\nlabel_column = "same"\ntokenizer = "words"\nmax_length = 64\n'
+            "validation_longest = 10\nexclude_overlap = true",
+            "task": 'loss = "own.py:loss"',
+        },
+        {"data": 'source = "own/data.py:load"\narguments = {rows = 10, kinds = ["a", "b"]}'},
     ],
 )
 def test_the_resolved_study_reads_back_as_itself_anywhere(tmp_path: Path, sections: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ from autocompress.errors import ModelError
 
 NETWORKS = '''
 """Factories good and bad."""
+import torch
 from torch import nn
 
 number = 3
@@ -35,6 +36,19 @@ def fails(num_classes):
 
 def returns_text():
     return "network"
+
+def spoilt(num_classes):
+    network = nn.Linear(4, num_classes)
+    network.bias.data[1] = float("nan")
+    return network
+
+def never_built(num_classes):
+    return nn.LazyLinear(num_classes)
+
+def masked(num_classes, value):
+    network = nn.Linear(4, num_classes)
+    network.register_buffer("mask", torch.full((2,), float(value)))
+    return network
 '''
 
 SPACES = '''
@@ -151,17 +165,21 @@ def test_files_of_one_name_are_kept_apart(tmp_path: Path, networks: str) -> None
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
-        ("resnet18", ["a reference is torchvision:NAME", "got 'resnet18'", "add"]),
+        ("resnet18", ["a model source is torchvision:NAME, timm:NAME, hf:FOLDER", "got 'resnet18'", "add"]),
         ("torchvision:resnet81", ["is a classifier of torchvision", "'resnet81'", "did you mean resnet18?"]),
         (
             "no_such_package.nets:build",
             ["must import", "No module named 'no_such_package'", "correct the name"],
         ),
+        ("timm:resnet81", ["is a network of timm", "'resnet81'", "did you mean resnet18?"]),
+        ("timm:resnet18.a1_in1kk", ["is a network of timm", "did you mean resnet18.a1_in1k?"]),
         ("torch.nn:Linaer", ["names a factory", "torch.nn has no 'Linaer'", "did you mean Linear?"]),
         ("{networks}:with_clases", ["names a factory", "has no 'with_clases'", "did you mean with_classes?"]),
         ("{networks}:number", ["a function or class", "of type int", "name what builds"]),
         ("{networks}:fails", ["must build", "'num_classes': 7", "RuntimeError: no such layer", "correct"]),
         ("{networks}:returns_text", ["returns a torch.nn.Module", "returned str", "return the network"]),
+        ("{networks}:spoilt", ["are finite", "has NaN or infinity in 1 tensor (bias)", "train it again"]),
+        ("{networks}:never_built", ["has values in all", "2 tensors (weight, bias)", "without lazy"]),
         ("no/such/file.py:build", ["names a file", "no/such/file.py does not exist", "correct the path"]),
         ("{broken}:build", ["must import", "ZeroDivisionError", "correct"]),
     ],
@@ -178,6 +196,61 @@ def test_an_argument_the_factory_does_not_know_gets_one_line(networks: str) -> N
     message = _refusal(lambda: _model(f"{networks}:with_classes", depth=3))
     assert "TypeError" in message
     assert "'depth': 3" in message
+
+
+def test_a_task_without_classes_leaves_the_outputs_to_the_arguments(networks: str) -> None:
+    section = ModelSection(source=f"{networks}:with_classes", arguments={"num_classes": 3})
+    assert models.load_model(section, num_classes=0).weight.shape == (3, 4)
+    bare = ModelSection(source=f"{networks}:with_classes")
+    assert "missing 1 required positional argument" in _refusal(lambda: models.load_model(bare, num_classes=0))
+    assert models.load_model(ModelSection(source="torchvision:squeezenet1_1"), 0).num_classes == 1000
+
+
+def test_masks_may_have_minus_infinity_and_nothing_else(networks: str) -> None:
+    assert torch.isneginf(_model(f"{networks}:masked", value="-inf").mask).all()
+    for value in ("inf", "nan"):
+        assert "1 tensor (mask)" in _refusal(lambda value=value: _model(f"{networks}:masked", value=value))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k"])
+def test_timm_models_have_the_classes_of_the_data(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    model = _model(f"timm:{name}", in_chans=1)
+    assert model.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 7)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_timm_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    message = _refusal(lambda: _model("timm:resnet18"))
+    assert "needs the package timm" in message
+    assert 'pip install "autocompress[timm]"' in message
+
+
+@pytest.mark.parametrize(
+    ("source", "argument"),
+    [
+        ("timm:resnet18", {"pretrained": True}),
+        ("timm:resnet18", {"checkpoint_path": "a.pth"}),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}),
+    ],
+)
+def test_arguments_bring_no_weights(source: str, argument: dict[str, Any]) -> None:
+    message = _refusal(lambda: _model(source, **argument))
+    assert f"has '{next(iter(argument))}'" in message
+    assert "model.weights" in message
+
+
+def test_weights_make_the_base_whole(networks: str, tmp_path: Path) -> None:
+    source = f"{networks}:with_classes"
+    torch.manual_seed(0)
+    bare = models.load_base(ModelSection(source=source), 7)
+    assert (bare.pretrained, bare.new) == ("none", ())
+    save_file(bare.module.state_dict(), tmp_path / "a.safetensors")
+    torch.manual_seed(1)
+    loaded = models.load_base(ModelSection(source=source, weights=str(tmp_path / "a.safetensors")), 7)
+    assert (loaded.pretrained, loaded.new) == ("whole", ())
+    assert models.weights_digest(loaded.module) == models.weights_digest(bare.module)
 
 
 # Weights
@@ -303,6 +376,28 @@ def test_a_truncated_checkpoint_gets_one_line(tmp_path: Path, trained: _Small) -
 
 def test_missing_weights_get_one_line(tmp_path: Path) -> None:
     assert "does not exist; correct the path" in _refusal(lambda: models.load_weights(_Small(), tmp_path / "none.pt"))
+
+
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(3, 2), nn.Linear(2, 3, bias=False)
+        self.linear.weight = self.embedding.weight
+
+
+def test_one_of_the_names_of_a_tensor_is_enough(tmp_path: Path) -> None:
+    other = _Tied()
+    for name in ("embedding.weight", "linear.weight"):
+        model = _Tied()
+        models.load_weights(model, _save({name: other.linear.weight.detach()}, tmp_path / "tied.safetensors"))
+        assert torch.equal(model.linear.weight, other.linear.weight)
+        assert model.linear.weight is model.embedding.weight
+
+
+def test_masks_in_a_file_may_have_minus_infinity(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    model.register_buffer("mask", torch.full((2,), -torch.inf))
+    models.load_weights(model, _save(model.state_dict(), tmp_path / "masked.pt"))
 
 
 def test_the_digest_is_sha256_of_what_it_says() -> None:

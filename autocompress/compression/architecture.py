@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import first_line
-from autocompress.layers import call, weight_layers
+from autocompress.layers import call, matrices
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,19 @@ class Block:
     run: str
 
 
+class Skip(nn.Module):
+    """Passes its first input on, whatever else it is called with."""
+
+    def forward(self, x: Tensor, *_others: object, **_options: object) -> Tensor:
+        """``x``, unchanged."""
+        return x
+
+
 def find_blocks(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Block], dict[str, str]]:
-    """The smallest modules with at least two weight layers whose output has the shape of their input.
+    """Modules with at least two matrices of weights whose output has the shape of their input.
+
+    Of modules within modules those are taken that stand in a row of their like (layers of an encoder, blocks of
+    a stage), the innermost of these; where there is no row, the smallest.
 
     Args:
         model: the network, in evaluation mode, unchanged by this.
@@ -30,10 +41,14 @@ def find_blocks(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Bloc
     Returns:
         The blocks in order of execution, and for each one that looked right but cannot go, the reason.
     """
-    shapes = _shape_preserving(model, inputs)
-    smallest = [name for name in shapes if not any(other.startswith(name + ".") for other in shapes)]
+    keeping = _shape_preserving(model, inputs)
+    rows = _innermost([name for name in keeping if _has_sibling_of_its_class(model, name)])
+    others = [name for name in keeping if not any(_nested(name, row) for row in rows)]
+    chosen = {*rows, *_innermost(others)}
     blocks, left_out = [], {}
-    for name in smallest:
+    for name in keeping:
+        if name not in chosen:
+            continue
         reason = _dry_run(model, name, inputs)
         if reason is None:
             blocks.append(Block(name, name.rpartition(".")[0]))
@@ -42,16 +57,32 @@ def find_blocks(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Bloc
     return blocks, left_out
 
 
+def _innermost(names: list[str]) -> list[str]:
+    return [name for name in names if not any(other.startswith(name + ".") for other in names)]
+
+
+def _nested(name: str, other: str) -> bool:
+    """Whether one of two modules is inside the other, or they are the same."""
+    return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")
+
+
+def _has_sibling_of_its_class(model: nn.Module, name: str) -> bool:
+    parent = model.get_submodule(name.rpartition(".")[0])
+    own = type(model.get_submodule(name))
+    return sum(type(child) is own for child in parent.children()) > 1
+
+
 def _shape_preserving(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
-    """Names of composite modules, called once with one tensor, that keep its shape; in order of execution."""
+    """Names of composite modules, called once, that keep the shape of their first input; in order of execution."""
     calls: dict[str, list[bool]] = {}
     handles = []
     for name, module in model.named_modules():
-        if name and not isinstance(module, nn.Linear) and len(weight_layers(module)) >= 2:
+        if name and len(matrices(module)) >= 2:
 
             def record(_m: nn.Module, args: tuple[object, ...], output: object, name: str = name) -> None:
-                same = len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-                calls.setdefault(name, []).append(same and args[0].shape == output.shape)  # type: ignore[attr-defined]
+                first = args[0] if args else None
+                same = isinstance(first, Tensor) and isinstance(output, Tensor) and first.shape == output.shape
+                calls.setdefault(name, []).append(same and first.is_floating_point())  # type: ignore[attr-defined]
 
             handles.append(module.register_forward_hook(record))
     try:
@@ -75,15 +106,13 @@ def _dry_run(model: nn.Module, name: str, inputs: tuple[Tensor, ...]) -> str | N
 
 
 def drop_blocks(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
-    """A copy of the network in which the named blocks are identities.
+    """A copy of the network in which the named blocks pass their input on.
 
     Raises:
         AttributeError: a name is not a module of the network.
     """
-    student = copy.deepcopy(model)
-    for name in names:
-        student.set_submodule(name, nn.Identity(), strict=True)
-    return student
+    memo = {id(model.get_submodule(name)): Skip() for name in names}  # what goes is not worth copying
+    return copy.deepcopy(model, memo)
 
 
 def inherit_weights_(student: nn.Module, base: nn.Module) -> float:

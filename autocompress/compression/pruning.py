@@ -1,13 +1,17 @@
 """Structured pruning: which channel groups exist, and removing channels for real.
 
-The dependency graph is Torch-Pruning's (Fang et al. 2023, DepGraph); every group is tried once on a copy,
-because a group that the graph sizes wrongly must not reach the search.
+Two kinds of group. Inner widths (heads, hidden units: :mod:`.inner_widths`) are read off the traced graph. For
+all other channels the dependency graph is Torch-Pruning's (Fang et al. 2023, DepGraph). Every group is tried
+once on a copy, because a group that is sized wrongly must not reach the search.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,31 +19,97 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from autocompress.compression.inner_widths import InnerWidth, unit_importance, without_units_
 from autocompress.errors import first_line
-from autocompress.layers import WEIGHT_LAYERS, call
+from autocompress.layers import call
+
+ROOTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+"""Modules that Torch-Pruning starts a group from."""
+
+TIME_LIMIT_S = 10.0
+"""For all channels of one group. The index maps of windows that are rolled and cut (Swin) grow without bound."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that can only be removed together; named after the layer whose outputs they are."""
+    """Channels (or units of several channels) that can only be removed together; named after its root layer."""
 
     name: str
     channels: int
     layers: tuple[str, ...]
 
 
-def find_groups(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Group], dict[str, str]]:
+class _TooLong(Exception):
+    """A group took longer than :data:`TIME_LIMIT_S`."""
+
+
+def find_groups(
+    model: nn.Module, inputs: tuple[Tensor, ...], inner: Sequence[InnerWidth] = ()
+) -> tuple[list[Group], dict[str, str]]:
     """All channel groups that survive a dry run, in the network's order, and the reason for each that does not.
 
     Args:
         model: the network, in evaluation mode, unchanged by this.
         inputs: one batch of model inputs.
+        inner: inner widths that were found before; no other group takes from their layers' outputs.
     """
+    taken = {producer.weight.rpartition(".")[0] for width in inner for producer in width.producers}
     names = {module: name for name, module in model.named_modules()}
-    groups = [_describe(group, names) for group in _all_groups(_graph(model, inputs))]
-    groups.sort(key=lambda group: list(names.values()).index(group.name))
-    left_out = _failures(model, groups, inputs)
+    try:
+        graph = _graph(model, inputs)
+        groups, left_out = _groups_of(graph, model, names, taken)
+    except Exception as error:
+        return [], {"all channels": f"Torch-Pruning gives up: {first_line(error)}"}
+    order = {name: place for place, name in enumerate(names.values())}
+    groups.sort(key=lambda group: order[group.name])
+    left_out |= _failures(model, groups, inputs)
     return [group for group in groups if group.name not in left_out], left_out
+
+
+def _groups_of(
+    graph: Any, model: nn.Module, names: Mapping[nn.Module, str], taken: set[str]
+) -> tuple[list[Group], dict[str, str]]:
+    """Groups of the dependency graph, each once; what takes too long is left out, and after it all that is left."""
+    found: list[Group] = []
+    left_out: dict[str, str] = {}
+    members: set[str] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, ROOTS) or module not in graph.module2node or name in members | taken:
+            continue
+        try:
+            with _time_limit(TIME_LIMIT_S):
+                group = _group_of(graph, module, None)
+        except _TooLong:
+            left_out[name] = f"its channels' dependencies take longer than {TIME_LIMIT_S:.0f} s to follow"
+            break
+        made = {
+            names.get(item.dep.target.module, "")
+            for item in group
+            if graph.is_out_channel_pruning_fn(item.dep.handler)
+        }
+        members |= made - {""}
+        if not made & taken:
+            found.append(_describe(group, names))
+    return found, left_out
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Interrupts Python code that takes too long; without effect outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _failures(model: nn.Module, groups: list[Group], inputs: tuple[Tensor, ...]) -> dict[str, str]:
@@ -53,34 +123,55 @@ def _failures(model: nn.Module, groups: list[Group], inputs: tuple[Tensor, ...])
     return _failures(model, groups[:half], inputs) | _failures(model, groups[half:], inputs)
 
 
-def prune(model: nn.Module, inputs: tuple[Tensor, ...], ratios: Mapping[str, float], multiple: int) -> nn.Module:
+def prune(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    ratios: Mapping[str, float],
+    multiple: int,
+    inner: Mapping[str, InnerWidth] | None = None,
+) -> nn.Module:
     """A copy of the network without the least important channels of each group.
 
     Importance is the group's L2 magnitude (Torch-Pruning's ``GroupMagnitudeImportance``). The channels
-    that stay are a multiple of ``multiple``, or all of them where the group has fewer.
+    that stay are a multiple of ``multiple``, or all of them where the group has fewer; heads stay one by one.
 
     Args:
         ratios: share of channels to remove, in [0, 1), by group name.
+        inner: the network's inner widths by name.
 
     Raises:
         KeyError: a ratio names no group of the network.
     """
     student = copy.deepcopy(model)
-    modules = dict(student.named_modules())
-    layers = {name: modules[name] for name in ratios}
     if not any(ratios.values()):
+        return student
+    inner = inner or {}
+    for name in inner.keys() & ratios.keys():
+        _prune_inner_(student, inner[name], ratios[name], multiple)
+    modules = dict(student.named_modules())
+    layers = {name: modules[name] for name in ratios if name not in inner}
+    if not any(ratios[name] for name in layers):
         return student
     graph = _graph(student, inputs)
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)
-    for name, ratio in ratios.items():
-        group = _group_of(graph, layers[name], None)
+    for name, layer in layers.items():
+        if not ratios[name]:
+            continue
+        group = _group_of(graph, layer, None)
         scores = importance(group)
-        kept = kept_channels(len(scores), ratio, multiple)
+        kept = kept_channels(len(scores), ratios[name], multiple)
         if kept < len(scores):
             # a stable sort, so that equal scores give the same channels on every run
             order = torch.argsort(scores, stable=True)
-            _group_of(graph, layers[name], order[: len(scores) - kept].tolist()).prune()
+            _group_of(graph, layer, order[: len(scores) - kept].tolist()).prune()
     return student
+
+
+def _prune_inner_(student: nn.Module, width: InnerWidth, ratio: float, multiple: int) -> None:
+    kept = kept_channels(width.units, ratio, multiple if width.size == 1 else 1)
+    if kept < width.units:
+        order = torch.argsort(unit_importance(student, width), descending=True, stable=True)
+        without_units_(student, width, order[:kept].sort().values)
 
 
 def kept_channels(channels: int, ratio: float, multiple: int) -> int:
@@ -97,10 +188,6 @@ def _graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=inputs, verbose=False)
     model.train(was_training)
     return graph
-
-
-def _all_groups(graph: Any) -> Iterator[Any]:
-    yield from graph.get_all_groups(ignored_layers=[], root_module_types=list(WEIGHT_LAYERS))
 
 
 def _group_of(graph: Any, module: nn.Module, indices: list[int] | None) -> Any:

@@ -1,12 +1,12 @@
-"""Folders of images, one folder per class: DIR/train/<class>/*, DIR/test/<class>/*, DIR/val/<class>/*.
+"""Folders of images, one folder per class.
 
-Images are decoded once into memory, n * 3 * height * width bytes; that suits small images.
+DIR/train/<class>/*, with DIR/val and DIR/test where there are such, or DIR/<class>/* without splits. Images are decoded once into memory, n * 3 * height * width bytes; that suits small images.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autocompress.config import DataSection
-from autocompress.data.images import ImageSplits, image_task
+from autocompress.data.images import image_task
+from autocompress.data.splits import SPLIT_NAMES, Splits, check_labels, cut
 from autocompress.data.task import Split, TaskData
 from autocompress.errors import DataError
 from autocompress.torchvision_compat import import_torchvision
 
+_SPLIT_FOLDERS = ("train", "val", "test")
+_MEANT_AS_SPLITS = {"validation": "val"} | {name: name for name in _SPLIT_FOLDERS}
+_ALSO_BESIDE_TRAIN = {"valid": "val", "dev": "val"}  # without train they may be classes
 _THREADS = 4
 _SHARE = 256  # files a thread decodes before it takes the next share
 _DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises on a broken file
@@ -36,22 +40,23 @@ class _FileSplits:
     test: Files
 
 
-def load_image_folder(folder: str, config: DataSection, seed: int) -> TaskData:
+def load_image_folder(folder: str, config: DataSection, seed: int, classification: bool = True) -> TaskData:
     """``imagefolder:DIR``: RGB images, classes in alphabetical order.
 
-    Without ``DIR/val`` the last ``validation_fraction`` of each class of train, in name order, is validation;
-    without ``DIR/test`` the ``test_fraction`` before those is test. Images become ``image_size`` squares
-    (bilinear), or keep their size, which then is one for all.
+    Where there is ``DIR/train`` without ``DIR/val``, the last ``validation_fraction`` of each class of train, in
+    name order, is validation; without ``DIR/test`` the ``test_fraction`` before those is test. Class folders
+    directly in DIR are split at random, seeded and stratified. Images become ``image_size`` squares (bilinear),
+    or keep their size, which then is one for all. Labels are classes whatever ``classification`` says.
 
     Raises:
         DataError: folders or classes that are missing, empty or differ; an image that cannot be read or has
             another size; too few images to split.
     """
-    splits = _file_splits(Path(folder), config)
+    splits = _file_splits(Path(folder), config, seed)
     decode = _decoder(config.image_size, next(iter(splits.train.values()))[0])
     parts = (_decode_split(files, decode) for files in (splits.train, splits.validation, splits.test))
     return image_task(
-        ImageSplits(*parts),
+        Splits(*parts),
         class_names=tuple(splits.train),
         config=config,
         seed=seed,
@@ -59,9 +64,12 @@ def load_image_folder(folder: str, config: DataSection, seed: int) -> TaskData:
     )
 
 
-def _file_splits(folder: Path, config: DataSection) -> _FileSplits:
+def _file_splits(folder: Path, config: DataSection, seed: int) -> _FileSplits:
     if not folder.is_dir():
         raise DataError(f"imagefolder:DIR names a folder; {folder} does not exist; correct data.source")
+    _check_split_names(folder)
+    if not any((folder / split).is_dir() for split in _SPLIT_FOLDERS):
+        return _random_splits(_list_files(folder), config, seed)
     whole = train = _list_files(folder / "train")
     validation, test = _optional_split(folder / "val", whole), _optional_split(folder / "test", whole)
     if validation is None:
@@ -69,6 +77,33 @@ def _file_splits(folder: Path, config: DataSection) -> _FileSplits:
     if test is None:
         train, test = _cut_off(train, whole, config.test_fraction, "test_fraction")
     return _FileSplits(train, validation, test)
+
+
+def _check_split_names(folder: Path) -> None:
+    meant = _MEANT_AS_SPLITS | (_ALSO_BESIDE_TRAIN if (folder / "train").is_dir() else {})
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and entry.name not in _SPLIT_FOLDERS and entry.name.lower() in meant:
+            raise DataError(
+                f"splits of an image folder are {', '.join(_SPLIT_FOLDERS)}; {folder} has {entry.name}; rename it "
+                f"{meant[entry.name.lower()]}"
+            )
+
+
+def _random_splits(files: Files, config: DataSection, seed: int) -> _FileSplits:
+    """Cut at random from class folders without splits: equal parts of each class, each in name order."""
+    whole = [(name, path) for name, paths in files.items() for path in paths]
+    labels = np.array([number for number, paths in enumerate(files.values()) for _ in paths])
+    rows = cut(len(whole), labels, list(files), ("validation", "test"), config, seed)
+    check_labels({split: torch.from_numpy(labels[part]) for split, part in rows.items()}, list(files))
+    parts = (_by_class([whole[row] for row in rows[split]], files) for split in SPLIT_NAMES)
+    return _FileSplits(*parts)
+
+
+def _by_class(examples: Sequence[tuple[str, str]], classes: Iterable[str]) -> Files:
+    files: Files = {name: [] for name in classes}
+    for name, path in examples:
+        files[name].append(path)
+    return files
 
 
 def _optional_split(folder: Path, train: Files) -> Files | None:

@@ -21,7 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autocompress.candidate import Accuracy, Candidate, Measurement, Origin
+from autocompress.candidate import Accuracy, Candidate, Measurement, Origin, Score
 from autocompress.deploy.encoding import count_fused
 from autocompress.deploy.session import open_session, predict
 from autocompress.errors import RunError, TrialFailed, VerificationFailed
@@ -88,6 +88,7 @@ class LatencyConditions(_Section):
     runtime: str
     threads: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    sequence_length: int | None = Field(default=None, ge=1, description="of inputs of any length")
     method: str = _METHOD
 
 
@@ -303,14 +304,14 @@ def _tensor_facts(node: Any) -> TensorFacts:
 
 
 def _accuracy_figures(measurement: Measurement) -> dict[Literal["validation", "test"], AccuracyFigures]:
-    splits: tuple[tuple[Literal["validation", "test"], Accuracy | None], ...] = (
+    splits: tuple[tuple[Literal["validation", "test"], Accuracy | Score | None], ...] = (
         ("validation", measurement.validation),
         ("test", measurement.test),
     )
     return {split: _figures(accuracy) for split, accuracy in splits if accuracy is not None}
 
 
-def _figures(accuracy: Accuracy) -> AccuracyFigures:
+def _figures(accuracy: Accuracy | Score) -> AccuracyFigures:
     low, high = accuracy.interval()
     drop_low, drop_high = accuracy.drop_interval_points()
     return AccuracyFigures(

@@ -5,8 +5,9 @@ and 6 bits without a gap, and a constant subgraph unpacks them: stock ONNX Runti
 is made, so the packed file runs like the 8-bit one and needs no loader of ours.
 
 A layer with integer activations gets the pattern that ONNX Runtime fuses into its integer kernels
-(DequantizeLinear on weights and bias); a weight-only layer gets ``Cast(integers) * scales``, which folds into
-a float constant.
+(DequantizeLinear on weights and bias, or DynamicQuantizeLinear before and MatMulInteger instead of MatMul); a
+weight-only layer gets ``Cast(integers) * scales``, which folds into a float constant; a table of embeddings
+keeps its integers, and only the rows that are looked up are scaled.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import itertools
 import string
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from autocompress.deploy.session import PROVIDERS, open_session, session_options
 from autocompress.errors import TrialFailed
 
 BITS = (2, 3, 4, 6, 8)
+STAND_INS = "autocompress"
+"""Domain of the operators that stand for layers in an exported graph until it is encoded."""
 _WORD_BYTES = 3
 _BIAS_LIMIT = 2.0**30  # leaves room below 2^31 for the rounding of scales
 # ONNX Runtime moves QuantizeLinear and DequantizeLinear past these before it looks for integer layers
@@ -46,12 +49,23 @@ class LayerWeights:
         scales: float32 [out], positive.
         bits: stored bits per weight: 2, 3, 4, 6 or 8.
         integer_activations: the layer's input is quantised to 8 bits and integer kernels run.
+        dynamic: the range of the input is found when it arrives.
+        out_axis: axis of the outputs in ``values``, of which ``scales`` has one entry each.
     """
 
     values: npt.NDArray[np.int8]
     scales: npt.NDArray[np.float32]
     bits: int
     integer_activations: bool
+    dynamic: bool = False
+    out_axis: int = 0
+
+    @property
+    def column(self) -> npt.NDArray[np.float32]:
+        """Scales in the shape in which they multiply the values."""
+        shape = [1] * self.values.ndim
+        shape[self.out_axis] = -1
+        return self.scales.reshape(shape)
 
 
 def encode_weights(
@@ -60,8 +74,9 @@ def encode_weights(
     """A copy of an exported graph with other tensors and with quantised weights.
 
     Args:
-        graph: has float32 initialisers ``<layer>.weight`` (output channels first) and ``<layer>.bias`` of
-            Conv and Gemm nodes; a DequantizeLinear produces the input of a layer with integer activations.
+        graph: has float32 initialisers ``<layer>.weight`` (or ``<layer>``, where that is the whole name), each
+            read by one Conv, Gemm, ``autocompress::Linear`` or ``autocompress::Embedding``; a DequantizeLinear
+            produces the input of a layer with integer activations of fixed range.
         layers: weights by layer name.
         tensors: values by initialiser name; shape and dtype are those of the graph.
 
@@ -72,11 +87,13 @@ def encode_weights(
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     _replace_tensors_(model.graph, tensors)
+    lower_(model, {name for name, weights in layers.items() if weights.dynamic})
     nodes = _layer_nodes(model.graph, layers)
     integer = {node.output[0] for name, node in nodes.items() if layers[name].integer_activations}
     writer = _Writer(model.graph)
     _keep_float_(writer, [node for node in model.graph.node if node.output[0] not in integer])
-    stored = _store_integers(writer, {name: layers[name] for name in nodes})
+    decoded = {n for n, node in nodes.items() if not layers[n].integer_activations and node.op_type != "Gather"}
+    stored = _store_integers(writer, {name: layers[name] for name in nodes}, decoded)
     for name, node in nodes.items():
         _attach_(writer, node, stored[name], layers[name])
     writer.finish_()
@@ -140,6 +157,7 @@ class _Writer:
         self._constant_nodes: list[onnx.NodeProto] = []
         self._inserted: dict[str, list[onnx.NodeProto]] = {}
         self._count = 0
+        self._quantized: dict[str, tuple[str, str, str]] = {}
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.producers = {output: node for node in graph.node for output in node.output}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -172,6 +190,31 @@ class _Writer:
         node.input[0] = self._fresh()
         inserted = helper.make_node(op_type, list(inputs), [node.input[0]])
         self._inserted.setdefault(node.output[0], []).append(inserted)
+
+    def after_(self, node: onnx.NodeProto, op_type: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Name of the output of a new node that runs where ``node`` runs, after those put there before."""
+        name = self._fresh()
+        inserted = helper.make_node(op_type, list(inputs), [name], **attributes)
+        self._inserted.setdefault(node.output[0], []).append(inserted)
+        return name
+
+    def replace_(self, node: onnx.NodeProto, op_type: str, inputs: Sequence[str], output: str) -> None:
+        """Make a node another one with the same output."""
+        node.CopyFrom(helper.make_node(op_type, list(inputs), [output]))
+
+    def dynamically_quantized(self, node: onnx.NodeProto) -> tuple[str, str, str]:
+        """uint8 values, scale and zero point of a node's first input; made once for all that read it."""
+        source = node.input[0]
+        if source not in self._quantized:
+            names = (self._fresh(), self._fresh(), self._fresh())
+            inserted = helper.make_node("DynamicQuantizeLinear", [source], list(names))
+            self._inserted.setdefault(node.output[0], []).append(inserted)
+            self._quantized[source] = names
+        return self._quantized[source]
+
+    def weight_read_by(self, node: onnx.NodeProto) -> str:
+        """The stored weight among a node's inputs."""
+        return next(str(name) for name in node.input[:2] if name in self._initializers)
 
     def initial(self, name: str) -> npt.NDArray[Any]:
         """Value of one of the graph's own initialisers."""
@@ -209,37 +252,38 @@ def _replace_tensors_(graph: onnx.GraphProto, tensors: Mapping[str, npt.NDArray[
 
 
 def _layer_nodes(graph: onnx.GraphProto, layers: Mapping[str, LayerWeights]) -> dict[str, onnx.NodeProto]:
-    """The node of each layer, in graph order; every layer is checked."""
+    """The node that reads each layer's weight, in graph order; every layer is checked."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    layer_of = {f"{name}.weight": name for name in layers}
+    weight_of = {name: name if name in shapes else f"{name}.weight" for name in layers}
+    layer_of = {weight: name for name, weight in weight_of.items()}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for tensor in set(node.input) & layer_of.keys():
             readers.setdefault(layer_of[tensor], []).append(node)
     for name, weights in layers.items():
-        shape = shapes.get(f"{name}.weight")
+        shape = shapes.get(weight_of[name])
         if shape is None or name not in readers:
             raise TrialFailed("export", f"no layer reads {name}.weight; the exporter merged or renamed it")
-        _check_reader(name, readers[name])
+        _check_reader(name, weight_of[name], readers[name])
         _check_weights(name, weights, shape)
     return {name: nodes[0] for name, nodes in readers.items()}
 
 
-def _check_reader(name: str, readers: list[onnx.NodeProto]) -> None:
+def _check_reader(name: str, weight: str, readers: list[onnx.NodeProto]) -> None:
     node = readers[0]
-    if len(readers) > 1 or list(node.input).index(f"{name}.weight") != 1:
-        raise TrialFailed("export", f"{name}.weight must be one layer's weight; {len(readers)} nodes read it")
-    if node.op_type == "Conv":
-        return
+    if len(readers) > 1:
+        raise TrialFailed("export", f"{weight} must be one layer's weight; {len(readers)} nodes read it")
+    expected = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Transpose": 0, "Gather": 0}
+    if expected.get(node.op_type) != list(node.input).index(weight):
+        raise TrialFailed("export", f"{weight} must be a layer's weight; it is read by {node.op_type}")
     defaults = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
     found = defaults | {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.op_type != "Gemm" or found != defaults | {"transB": 1}:
-        rule = f"{name}.weight must feed Conv or Gemm with transB=1"
-        raise TrialFailed("export", f"{rule}; got {node.op_type} {found}")
+    if node.op_type == "Gemm" and found != defaults | {"transB": 1}:
+        raise TrialFailed("export", f"{weight} must feed Gemm with transB=1; got {found}")
 
 
 def _check_weights(name: str, weights: LayerWeights, shape: tuple[int, ...]) -> None:
-    if weights.values.shape != shape or weights.scales.shape != shape[:1]:
+    if weights.values.shape != shape or len(weights.scales) != shape[weights.out_axis]:
         got = f"{list(weights.values.shape)} and {list(weights.scales.shape)}"
         raise TrialFailed("export", f"{name}.weight is {list(shape)}; integers and scales are {got}")
     if weights.bits not in BITS or weights.values.dtype != np.int8 or weights.scales.dtype != np.float32:
@@ -252,15 +296,91 @@ def _check_weights(name: str, weights: LayerWeights, shape: tuple[int, ...]) -> 
         raise TrialFailed("export", f"{name}: scales must be positive and finite")
 
 
+# --- layers as ONNX operators ------------------------------------------------------------------------------
+
+
+def lower_(model: onnx.ModelProto, dynamic: Collection[str]) -> None:
+    """Replace the exporter's stand-ins for layers by ONNX operators, in place.
+
+    ``autocompress::Linear`` on matrices becomes a Gemm, which the runtime fuses between quantised tensors. On
+    anything else, and for ``dynamic`` layers, it becomes MatMul and Add; the runtime folds the transposition of
+    a weight when the session is made. ``autocompress::Embedding`` becomes a Gather.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes += _lowered(node, dynamic) if node.domain == STAND_INS else [node]
+    if len(nodes) > len(model.graph.node) or any(node.domain == STAND_INS for node in model.graph.node):
+        model.graph.ClearField("node")
+        model.graph.node.extend(nodes)
+        kept = [entry for entry in model.opset_import if entry.domain != STAND_INS]
+        del model.opset_import[:]
+        model.opset_import.extend(kept)
+
+
+def _lowered(node: onnx.NodeProto, dynamic: Collection[str]) -> list[onnx.NodeProto]:
+    output = node.output[0]
+    if node.op_type == "Embedding":
+        return [helper.make_node("Gather", list(node.input), [output])]
+    source, weight, *bias = node.input
+    found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    transposed = not found["out_axis"]
+    if found["rank"] == 2 and transposed and weight.removesuffix(".weight") not in dynamic:
+        return [helper.make_node("Gemm", [source, weight, *bias], [output], transB=1)]
+    product = f"{output}.product" if bias else output
+    matrix = f"{output}.matrix" if transposed else weight
+    steps = [helper.make_node("Transpose", [weight], [matrix], perm=[1, 0])] if transposed else []
+    steps.append(helper.make_node("MatMul", [source, matrix], [product]))
+    if bias:
+        steps.append(helper.make_node("Add", [product, bias[0]], [output]))
+    return steps
+
+
 # --- one layer ----------------------------------------------------------------------------------------------
 
 
 def _attach_(writer: _Writer, node: onnx.NodeProto, integers: str, weights: LayerWeights) -> None:
-    """Feed a layer's node from its stored integers."""
-    if not weights.integer_activations:
-        column = weights.scales.reshape(-1, *[1] * (weights.values.ndim - 1))
-        node.input[1] = writer.node("Mul", [integers, writer.constant(column)])
+    """Feed the node that reads a layer's weight from its stored integers."""
+    if node.op_type == "Gather":
+        _look_up_(writer, node, integers, weights)
+    elif not weights.integer_activations:
+        place = list(node.input).index(writer.weight_read_by(node))
+        node.input[place] = writer.node("Mul", [integers, writer.constant(weights.column)])
+    elif node.op_type in ("Conv", "Gemm"):
+        _fuse_(writer, node, integers, weights)
+    else:
+        _multiply_(writer, node, integers, weights)
+
+
+def _look_up_(writer: _Writer, node: onnx.NodeProto, integers: str, weights: LayerWeights) -> None:
+    """Rows of a table: look up integers and scale, then multiply; nothing the size of the table is made."""
+    output = node.output[0]
+    rows = writer.after_(node, "Gather", [integers, node.input[1]])
+    rows = writer.after_(node, "Cast", [rows], to=onnx.TensorProto.FLOAT)
+    scales = writer.after_(node, "Gather", [writer.constant(weights.column), node.input[1]])
+    writer.replace_(node, "Mul", [rows, scales], output)
+
+
+def _multiply_(writer: _Writer, node: onnx.NodeProto, integers: str, weights: LayerWeights) -> None:
+    """A product of matrices on integers whose result is float; ``node`` is it, or what transposes its weight."""
+    if node.op_type == "Transpose":
+        (product,) = writer.consumers[node.output[0]]
+        matrix = writer.node("Transpose", [integers], perm=[1, 0])
+    else:
+        product, matrix = node, integers
+    scales, zero_point = writer.constant(weights.scales), writer.constant(np.zeros(len(weights.scales), np.int8))
+    if not weights.dynamic:
+        _input_scale(writer, product)
+        product.input[1] = writer.node("DequantizeLinear", [matrix, scales, zero_point], axis=1)
         return
+    values, scale, offset = writer.dynamically_quantized(product)
+    whole = writer.after_(product, "MatMulInteger", [values, matrix, offset, zero_point])
+    real = writer.after_(product, "Cast", [whole], to=onnx.TensorProto.FLOAT)
+    factor = writer.after_(product, "Mul", [scale, scales])
+    writer.replace_(product, "Mul", [real, factor], product.output[0])
+
+
+def _fuse_(writer: _Writer, node: onnx.NodeProto, integers: str, weights: LayerWeights) -> None:
+    """A Conv or Gemm between quantised tensors."""
     name, input_scale, bias = node.input[1], _input_scale(writer, node), _bias_name(node)
     scales = weights.scales
     if bias is not None:
@@ -348,40 +468,41 @@ def _scales_for_bias(
 # --- integers -----------------------------------------------------------------------------------------------
 
 
-def _store_integers(writer: _Writer, layers: Mapping[str, LayerWeights]) -> dict[str, str]:
-    """Tensor with each layer's integers [out, ...]: int8, or float32 for a weight-only layer."""
+def _store_integers(writer: _Writer, layers: Mapping[str, LayerWeights], decoded: set[str]) -> dict[str, str]:
+    """Tensor with each layer's integers [out, ...]: int8, or float32 for those that are decoded to float."""
     stored: dict[str, str] = {}
     for bits in sorted({weights.bits for weights in layers.values()}):
         members = {name: weights for name, weights in layers.items() if weights.bits == bits}
-        stored |= _store_plain(writer, members) if bits == 8 else _store_packed(writer, members, bits)
+        store = _store_plain if bits == 8 else _store_packed
+        stored |= store(writer, members, decoded)
     return stored
 
 
-def _store_plain(writer: _Writer, layers: Mapping[str, LayerWeights]) -> dict[str, str]:
+def _store_plain(writer: _Writer, layers: Mapping[str, LayerWeights], decoded: set[str]) -> dict[str, str]:
     stored = {name: writer.constant(weights.values) for name, weights in layers.items()}
-    for name, weights in layers.items():
-        if not weights.integer_activations:
-            stored[name] = writer.node("Cast", [stored[name]], to=onnx.TensorProto.FLOAT)
+    for name in sorted(decoded & layers.keys()):
+        stored[name] = writer.node("Cast", [stored[name]], to=onnx.TensorProto.FLOAT)
     return stored
 
 
-def _store_packed(writer: _Writer, layers: Mapping[str, LayerWeights], bits: int) -> dict[str, str]:
+def _store_packed(writer: _Writer, layers: Mapping[str, LayerWeights], decoded: set[str]) -> dict[str, str]:
     """All layers of one bit-width in one tensor.
 
     Layers that differ in their output channels only are unpacked as one tensor and split, which costs a few
     bytes a layer instead of a node.
     """
+    bits = next(iter(layers.values())).bits
     groups: dict[tuple[tuple[int, ...], bool], list[str]] = {}
     for name, weights in layers.items():
-        groups.setdefault((weights.values.shape[1:], weights.integer_activations), []).append(name)
+        groups.setdefault((weights.values.shape[1:], name in decoded), []).append(name)
     flat = np.concatenate([layers[name].values.reshape(-1) for names in groups.values() for name in names])
     sizes = [sum(layers[name].values.size for name in names) for names in groups.values()]
     padding = -len(flat) % (8 * _WORD_BYTES // bits)
     parts = _split(writer, _unpacked(writer, pack(flat, bits), bits), [*sizes, padding] if padding else sizes)
     stored: dict[str, str] = {}
-    for ((trailing, integer), names), part in zip(groups.items(), parts, strict=False):
+    for ((trailing, to_float), names), part in zip(groups.items(), parts, strict=False):
         group = writer.node("Reshape", [part, writer.constant(np.array([-1, *trailing], np.int64))])
-        if not integer:
+        if to_float:
             group = writer.node("Cast", [group], to=onnx.TensorProto.FLOAT)
         channels = [len(layers[name].values) for name in names]
         stored |= dict(zip(names, _split(writer, group, channels), strict=True))

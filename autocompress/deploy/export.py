@@ -5,93 +5,122 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 
 import onnx
-import onnx.numpy_helper
+import onnx_ir as ir
 import torch
 import torch.fx
+from onnxscript import optimizer
 from torch import Tensor
 
+from autocompress.deploy.encoding import STAND_INS
 from autocompress.errors import TrialFailed, first_line
+from autocompress.layers import Axes, aten, bias_node, input_node, layer_of, quiet
 
 OPSET = 21
+ATTENTION_OPSET = 23
+"""Has the operator Attention, which is one kernel where older sets need a dozen nodes."""
 
 
 def export_graph(
-    model: torch.fx.GraphModule, inputs: tuple[Tensor, ...], input_names: tuple[str, ...]
+    model: torch.fx.GraphModule, inputs: tuple[Tensor, ...], input_names: tuple[str, ...], axes: Axes = ()
 ) -> onnx.ModelProto:
     """The network as an ONNX graph with float32 weights and a dynamic first dimension.
 
+    No parameter's value shapes the graph, so whatever training yields fits it. Linear layers and embeddings
+    are stand-ins (:func:`autocompress.deploy.encoding.lower_` makes ONNX operators of them).
+
     Args:
-        model: what :func:`with_random_values` made of a plain network (no parametrisations); activation
-            quantisers export themselves.
-        inputs: example inputs, any batch size.
+        model: a traced network without parametrisations; activation quantisers export themselves.
+        inputs: example inputs, two rows or more.
         input_names: names of the graph's inputs; the output is called ``logits``.
+        axes: of the inputs that have any length, besides the first.
 
     Raises:
         TrialFailed: the network cannot be exported.
     """
-    batch = torch.export.Dim("batch", min=1, max=65536)
-    example = tuple(torch.cat([x[:1], x[:1]]) for x in inputs)
+    structure = _with_stand_ins(model)
+    shapes = tuple({0: "batch", **(axes[i] if axes else {})} for i, _ in enumerate(inputs))
+    attention = any(node.target is aten.scaled_dot_product_attention.default for node in model.graph.nodes)
     try:
-        with _quiet():
+        with _silent():
             program = torch.onnx.export(
-                model,
-                example,
+                structure,
+                inputs,
                 dynamo=True,
                 verbose=False,
-                opset_version=OPSET,
+                optimize=False,
+                opset_version=ATTENTION_OPSET if attention else OPSET,
                 input_names=list(input_names),
                 output_names=["logits"],
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamic_shapes=shapes,
             )
     except Exception as error:
         raise TrialFailed(
             "export", f"the network must be exportable to ONNX; {first_line(_innermost(error))}"
         ) from error
     assert program is not None
-    graph = program.model_proto
-    _separate_zero_points_(graph)
-    return graph
+    with _silent():
+        return _optimised(program.model, set(structure.state_dict()))
 
 
-def _separate_zero_points_(model: onnx.ModelProto) -> None:
-    """Give each activation quantiser its own zero point: the exporter shares those of equal value."""
+def _optimised(model: ir.Model, trained: set[str]) -> onnx.ModelProto:
+    """Fold what is constant. Trained tensors are made inputs meanwhile, or they would be folded as well."""
     graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            own = node.input[1].removesuffix(".scale") + ".zero_point"
-            if own not in stored:
-                stored[own] = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored[node.input[2]]), own)
-                graph.initializer.append(stored[own])
-            node.input[2] = own
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    hidden = [value for name, value in graph.initializers.items() if name in trained]
+    for value in hidden:
+        del graph.initializers[str(value.name)]
+    graph.inputs.extend(hidden)
+    optimizer.optimize(model)
+    del graph.inputs[len(graph.inputs) - len(hidden) :]
+    for value in hidden:
+        if value.uses():
+            graph.register_initializer(value)
+    return ir.to_proto(model)
 
 
-def with_random_values(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """A copy with meaningless parameters, to draw the structure of a file from.
-
-    The exporter's optimiser looks at values (it removes a bias that is all zero, and merges equal tensors),
-    but the graph must fit whatever the training will yield. Zero points stay: the runtime fuses a ReLU only
-    into a rounding whose zero point is 0.
-    """
-    structure = copy.deepcopy(model).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in structure.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        for name, buffer in structure.named_buffers():
-            # what calibration or training changes: grids, and norms that could not be folded
-            if name.endswith(("running_mean", "running_var")) or (name.endswith("scale") and buffer.dim() == 0):
-                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+def _with_stand_ins(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy whose linear layers and embeddings are operators that the exporter passes on untouched."""
+    structure = copy.deepcopy(model)
+    for node in list(structure.graph.nodes):
+        layer = layer_of(node)
+        if layer is None or layer.kind == "convolution":
+            continue
+        weight = next(n for n in node.all_input_nodes if n.op == "get_attr" and n.target == layer.weight)
+        with structure.graph.inserting_before(node):
+            if layer.kind == "embedding":
+                other = structure.graph.call_function(_embedding, (weight, input_node(node)))
+            else:
+                arguments = (input_node(node), weight, bias_node(node), layer.out_axis)
+                other = structure.graph.call_function(_linear, arguments)
+        other.meta = dict(node.meta)
+        node.replace_all_uses_with(other)
+        structure.graph.erase_node(node)
+    structure.recompile()
     return structure
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_axis: int) -> Tensor:
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return torch.onnx.ops.symbolic(
+        f"{STAND_INS}::Linear",
+        inputs,
+        {"rank": x.dim(), "out_axis": out_axis},
+        dtype=x.dtype,
+        shape=(*x.shape[:-1], weight.shape[out_axis]),
+        version=1,
+    )
+
+
+def _embedding(weight: Tensor, indices: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        f"{STAND_INS}::Embedding",
+        (weight, indices),
+        dtype=weight.dtype,
+        shape=(*indices.shape, weight.shape[1]),
+        version=1,
+    )
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -102,20 +131,10 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its progress and logs advice for its authors."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+def _silent() -> Iterator[None]:
+    """The exporter also prints its progress."""
+    with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def initializer_names(graph: onnx.ModelProto) -> set[str]:

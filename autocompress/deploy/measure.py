@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from autocompress.candidate import Accuracy, Measurement, Parity
+from autocompress.candidate import Accuracy, Measurement, Parity, Score
 from autocompress.deploy.session import open_session, predict
 from autocompress.errors import TrialFailed
 
 FLOAT_TOLERANCE = 1e-4
 LEAST_AGREEMENT = 0.99
+QUANTIZED_TOLERANCE = 0.03
+_RESAMPLES = 500
 
-Batch = tuple[NDArray[np.float32], ...]
+Batch = tuple[NDArray[Any], ...]
 
 
 def measure_bytes(path: Path, baseline_bytes: int | None = None) -> Measurement:
@@ -35,17 +38,9 @@ def measure_bytes(path: Path, baseline_bytes: int | None = None) -> Measurement:
     )
 
 
-def hits(path: Path, batches: Iterable[tuple[Batch, NDArray[np.int64]]], threads: int) -> NDArray[np.bool_]:
-    """Which examples the file's top-1 prediction gets right; (examples,)."""
-    labels: list[NDArray[np.int64]] = []
-
-    def inputs() -> Iterable[Batch]:
-        for arrays, targets in batches:
-            labels.append(targets)
-            yield arrays
-
-    logits = predict(open_session(path, threads), inputs())
-    return np.asarray(logits.argmax(axis=1) == np.concatenate(labels))
+def outputs(path: Path, batches: Iterable[Batch], threads: int) -> NDArray[np.float32]:
+    """What the file puts out for a whole split; (examples, ...)."""
+    return predict(open_session(path, threads), batches)
 
 
 def compare_hits(own: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accuracy:
@@ -58,8 +53,43 @@ def compare_hits(own: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accurac
     )
 
 
+def compare_scores(
+    own: NDArray[np.float32],
+    baseline: NDArray[np.float32],
+    metric: Callable[[NDArray[np.float32], NDArray[np.int64]], float],
+) -> Score:
+    """A metric of a file, paired with the baseline's on the same examples.
+
+    Args:
+        own, baseline: outputs (examples, ...).
+        metric: (outputs, positions of examples) -> number; bootstrap samples repeat positions.
+    """
+    everyone = np.arange(len(own))
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(0, len(own), len(own)) for _ in range(_RESAMPLES)]
+    mine = np.array([metric(own[rows], rows) for rows in samples])
+    drops = mine - mine if own is baseline else np.array([metric(baseline[rows], rows) for rows in samples]) - mine
+    value, reference = metric(own, everyone), metric(baseline, everyone)
+    low, high = np.quantile(mine, [0.025, 0.975])
+    drop_low, drop_high = 100.0 * np.quantile(drops, [0.025, 0.975])
+    return Score(
+        value=value,
+        baseline=reference,
+        total=len(own),
+        low=min(float(low), value),
+        high=max(float(high), value),
+        drop_low_points=float(drop_low),
+        drop_high_points=float(drop_high),
+    )
+
+
 def check_parity(
-    path: Path, inputs: list[Batch], expected: NDArray[np.float32], quantized: bool, threads: int
+    path: Path,
+    inputs: list[Batch],
+    expected: NDArray[np.float32],
+    quantized: bool,
+    threads: int,
+    classes: bool = True,
 ) -> Parity:
     """Compare the file's logits with torch's, which simulate the same grids.
 
@@ -67,6 +97,8 @@ def check_parity(
         expected: (examples, classes) logits from torch in float32.
         quantized: integer kernels round where torch does, up to the order of sums; so classes are
             compared. Float graphs are compared by value.
+        classes: the outputs are logits of classes; where they are not, integers are compared by value too, at
+            a tolerance that leaves room for roundings.
 
     Raises:
         TrialFailed: outputs that are not finite or do not vary over inputs, or figures beyond the tolerance.
@@ -76,6 +108,8 @@ def check_parity(
     logits = predict(open_session(path, threads), inputs)
     if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
         raise TrialFailed("parity", "logits must be finite numbers; some of the file's or of torch's are not")
+    if quantized and not classes:
+        return _close_on_the_whole(logits, expected)
     if quantized:
         agreement = float((logits.argmax(axis=1) == expected.argmax(axis=1)).mean())
         if agreement < LEAST_AGREEMENT:
@@ -88,5 +122,15 @@ def check_parity(
     if not error <= FLOAT_TOLERANCE:
         raise TrialFailed(
             "parity", f"relative error against torch must be at most {FLOAT_TOLERANCE}; it is {error:.2e}"
+        )
+    return Parity(relative_error=error, examples=len(expected))
+
+
+def _close_on_the_whole(found: NDArray[np.float32], expected: NDArray[np.float32]) -> Parity:
+    spread = float(np.sqrt(np.square(expected - expected.mean(axis=0)).mean()))
+    error = float(np.sqrt(np.square(found - expected).mean())) / max(spread, 1e-12)
+    if not error <= QUANTIZED_TOLERANCE:
+        raise TrialFailed(
+            "parity", f"the error must be at most {QUANTIZED_TOLERANCE} of the outputs' spread; it is {error:.2e}"
         )
     return Parity(relative_error=error, examples=len(expected))

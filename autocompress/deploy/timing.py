@@ -77,7 +77,7 @@ class Sitting:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of both files; floats are drawn from a normal distribution, the rest from {0, 1}."""
+    """One input of both files; floats are drawn from a normal distribution, all else is 1: no mask hides anything."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,7 +87,7 @@ class InputSpec:
         """An array of this shape and dtype."""
         if np.issubdtype(np.dtype(self.dtype), np.floating):
             return rng.standard_normal(self.shape).astype(self.dtype)
-        return rng.integers(0, 2, self.shape).astype(self.dtype)
+        return np.ones(self.shape, self.dtype)
 
 
 def bootstrap_interval(values: Times) -> tuple[float, float]:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, State
+from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Score, State
 from autocompress.config import ObjectiveSection
 from autocompress.plan import Plan
 from autocompress.search import pareto
 
 _SPLITS = {"val": "validation", "test": "test"}
-_ACCURACY_COLUMNS: dict[str, Callable[[Accuracy], float]] = {
+_ACCURACY_COLUMNS: dict[str, Callable[[Accuracy | Score], float]] = {
     "accuracy": lambda accuracy: accuracy.fraction,
     "low": lambda accuracy: accuracy.interval()[0],
     "high": lambda accuracy: accuracy.interval()[1],
@@ -150,7 +150,7 @@ def _latency_columns(latency: Latency | None) -> dict[str, Any]:
     return {"noisy": latency.noisy} | {name: column(latency) for name, column in _LATENCY_COLUMNS.items()}
 
 
-def _accuracy_columns(split: str, accuracy: Accuracy | None) -> dict[str, float]:
+def _accuracy_columns(split: str, accuracy: Accuracy | Score | None) -> dict[str, float]:
     if accuracy is None:
         return {}
     return {f"{split}_{name}": column(accuracy) for name, column in _ACCURACY_COLUMNS.items()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autocompress.analysis import analyse
-from autocompress.candidate import Accuracy, Latency, Measurement
+from autocompress.adapter import adapt, check_fit
+from autocompress.analysis import Analysis, analyse
+from autocompress.candidate import Latency, Measurement
 from autocompress.compression.distillation import (
     Acceleration,
     Schedule,
@@ -26,20 +28,34 @@ from autocompress.compression.distillation import (
     fastest_acceleration,
     train_,
 )
+from autocompress.compression.intermediate import Points
 from autocompress.config import StudyConfig, TargetSection
 from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
 from autocompress.deploy.machine_lock import training_batch
-from autocompress.deploy.measure import compare_hits, measure_bytes
+from autocompress.deploy.measure import measure_bytes
 from autocompress.deploy.timing import time_latency
-from autocompress.errors import DataError, ModelError, RunError, TrialFailed, first_line
-from autocompress.models import ModelSpace, load_model, load_space, load_weights, weights_digest
-from autocompress.pipeline import Bench, build_network, draft, finish, float_state, parity, split_hits
+from autocompress.errors import ConfigError, ModelError, RunError, TrialFailed, first_line
+from autocompress.layers import call
+from autocompress.models import ModelSpace, load_base, load_space, tokenizer_folder, weights_digest
+from autocompress.pipeline import (
+    Bench,
+    answers,
+    build_network,
+    compare,
+    draft,
+    finish,
+    float_state,
+    parity,
+    score,
+)
 from autocompress.plan import DistillationSpec, Plan
+from autocompress.reference import load_callable
 from autocompress.search.events import Watcher
 from autocompress.search.run_folder import (
     RunFolder,
     belongs,
+    read_analysis,
     read_baseline,
     write_json,
     write_study,
@@ -47,6 +63,9 @@ from autocompress.search.run_folder import (
 )
 from autocompress.search.workers import exclusive
 from autocompress.stage_clock import StageClock
+
+KEPT_BASES = ".bases"
+"""Beside the run folders: bases that were trained, for later runs of the same data and settings."""
 
 ANALYSIS_EXAMPLES = 256
 REFERENCE_EXAMPLES = 8
@@ -62,6 +81,7 @@ class Inputs:
     data: TaskData
     base: nn.Module
     space: ModelSpace | None
+    train_base: bool = True
 
 
 def load_inputs(config: StudyConfig) -> Inputs:
@@ -72,41 +92,64 @@ def load_inputs(config: StudyConfig) -> Inputs:
     """
     torch.set_num_threads(training_threads(config))
     torch.manual_seed(config.study.seed)
-    data = load_data(config.data, config.study.seed)
-    base = load_model(config.model, len(data.class_names))
-    if config.model.weights is not None:
-        load_weights(base, config.model.weights)
-    base.eval()
-    _check_fit(base, data)
+    data = load_task(config)
+    torch.manual_seed(config.study.seed)
+    loaded = load_base(config.model, len(data.class_names))
+    base = adapt(loaded.module, data.input_names, data.by_name, data.example_inputs(2)).eval()
+    check_fit(base, data)
+    _check_task(base, data)
     space = None
     if config.space.model_space is not None:
         space = load_space(
             config.space.model_space,
             {"num_classes": len(data.class_names)} | config.space.model_space_arguments,
         )
-    return Inputs(config, data, base, space)
+    train = config.baseline.train
+    return Inputs(config, data, base, space, loaded.pretrained != "whole" if train is None else train)
+
+
+def load_task(config: StudyConfig) -> TaskData:
+    """The data of a study, with the functions of ``[task]``.
+
+    Raises:
+        UserError: data or functions cannot be loaded.
+    """
+    section, task = config.data, config.task
+    if section.tokenizer is None:
+        section = section.model_copy(update={"tokenizer": tokenizer_folder(config.model)})
+    data = load_data(section, config.study.seed, classification=task.loss is None)
+    loss = None if task.loss is None else load_callable(task.loss, ConfigError, "the loss")
+    metric = None if task.metric is None else load_callable(task.metric, ConfigError, "the metric")
+    if loss is not None and metric is None:
+        raise ConfigError("a task with a loss of its own is measured by its own metric; task.metric is missing; add it")
+    return replace(data, loss=loss, metric=metric)
+
+
+def _check_task(base: nn.Module, data: TaskData) -> None:
+    """Try loss and metric on the first examples."""
+    rows = torch.arange(min(8, len(data.validation)))
+    targets = data.validation.labels[rows]
+    with torch.no_grad():
+        outputs = call(base, data.model_inputs(data.validation, rows))
+    if data.loss is not None:
+        name = getattr(data.loss, "__name__", "task.loss")
+        try:
+            value = data.loss(outputs, targets)
+            finite = value.dim() == 0 and bool(torch.isfinite(value))
+        except Exception as error:
+            raise ModelError(
+                f"a loss takes (outputs, targets); {name} raised {type(error).__name__}: {first_line(error)}; "
+                f"outputs are {list(outputs.shape)}, targets {list(targets.shape)}; correct task.loss"
+            ) from error
+        if not finite:
+            raise ModelError(f"a loss is a finite scalar tensor; {name} gave {value}; correct task.loss")
+    if data.metric is not None:
+        score(data, outputs.numpy(), targets)
 
 
 def training_threads(config: StudyConfig) -> int:
     """Threads for training and evaluation: as set, else all cores."""
     return config.target.training_threads or len(os.sched_getaffinity(0))
-
-
-def _check_fit(base: nn.Module, data: TaskData) -> None:
-    try:
-        with torch.no_grad():
-            logits = base(*data.example_inputs(2))
-    except Exception as error:
-        raise ModelError(
-            f"the model must take the data; {[list(x.shape) for x in data.example_inputs(2)]} gives "
-            f"{type(error).__name__}: {first_line(error)}; check image_size, channels and the model's arguments"
-        ) from error
-    classes = len(data.class_names)
-    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != [2, classes]:
-        raise DataError(
-            f"the model's output has one column per class; it is {shape} for {classes} classes; check the model's arguments"
-        )
 
 
 def ensure_run(root: Path, inputs: Inputs, watcher: Watcher) -> RunFolder:
@@ -158,14 +201,22 @@ def _make_run(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
     shutil.rmtree(preparing.root, ignore_errors=True)
     preparing.baseline.mkdir(parents=True)
     try:
-        measure_baseline(preparing, inputs, watcher)
+        measure_baseline(preparing, inputs, watcher, run.root.parent / KEPT_BASES)
         write_study(preparing, inputs.config)
         preparing.root.replace(run.root)
     finally:
         shutil.rmtree(preparing.root, ignore_errors=True)
 
 
-def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
+def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher, kept: Path | None = None) -> None:
+    """Train the base where it is to be trained, export and measure it, and look for what a plan can change.
+
+    Args:
+        kept: a folder of bases that were trained before; one of the same start, data and settings is taken.
+
+    Raises:
+        ModelError: the base does not survive its export, is no better than chance, or cannot be changed.
+    """
     started = time.perf_counter()
     config, data = inputs.config, inputs.data
     settings = config.training
@@ -175,26 +226,69 @@ def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
         batch_size=settings.batch_size,
         weight_decay=settings.weight_decay,
         seed=config.study.seed,
+        optimizer=settings.optimizer,
     )
     acceleration = fastest_acceleration(inputs.base, data, schedule)
-    if config.model.weights is None:
-        watcher.note(f"training the base for {schedule.steps} steps")
+    if inputs.train_base:
         trained = replace(schedule, acceleration=acceleration, each_batch=training_batch)
-        train_(inputs.base, data, None, DistillationSpec(), trained, settings.views)
+        _train_base_(inputs, trained, watcher, kept)
     inputs.base.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save_file(float_state(inputs.base), run.baseline / "weights.safetensors")
     watcher.note("exporting and measuring the base")
-    bench = Bench(inputs.base, data, settings, 1, each_batch=training_batch, threads=training_threads(config))
+    bench = Bench(
+        inputs.base,
+        data,
+        settings,
+        1,
+        each_batch=training_batch,
+        threads=training_threads(config),
+        deployed_batch=config.target.batch_size,
+    )
     measurement = _export_and_measure(run, bench, config.target)
-    _check_better_than_chance(measurement, data)
+    if data.metric is None:
+        _check_better_than_chance(measurement, data)
     watcher.note("looking for blocks, channel groups and layers")
     rows = torch.arange(min(ANALYSIS_EXAMPLES, len(data.calibration)))
-    analysis = analyse(inputs.base, data.model_inputs(data.calibration, rows))
+    calibration = data.model_inputs(data.calibration, rows)
+    analysis = analyse(inputs.base, calibration, data.axes, classification=data.loss is None)
+    if analysis.decides_nothing and inputs.space is None:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(analysis.left_out.items())[:3])
+        raise ModelError(
+            f"a search needs something to decide; the model has no block, channel group or layer that a plan can change "
+            f"({reasons or 'it has no weights'}); give a model_space or another model"
+        )
     write_json(run.baseline / "measurement.json", measurement)
     write_json(run.baseline / "analysis.json", analysis)
     keep_task(run, data)
     facts = environment(config, acceleration) | {"baseline_s": round(time.perf_counter() - started, 3)}
     write_json(run.baseline / "facts.json", facts)
+
+
+def _train_base_(inputs: Inputs, schedule: Schedule, watcher: Watcher, kept: Path | None) -> None:
+    """Train the base in place, or take what an earlier run kept of the very same training."""
+    path = None if kept is None else kept / f"{_training_digest(inputs)}.safetensors"
+    if path is not None and path.is_file():
+        watcher.note(f"taking the trained base from {path}")
+        inputs.base.load_state_dict(load_file(path))
+        return
+    watcher.note(f"training the base for {schedule.steps} steps")
+    train_(inputs.base, inputs.data, None, DistillationSpec(), schedule, inputs.config.training.views)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(float_state(inputs.base), partial)
+        partial.replace(path)
+
+
+def _training_digest(inputs: Inputs) -> str:
+    """What a trained base depends on: start, data and settings."""
+    config, digest = inputs.config, hashlib.sha256(weights_digest(inputs.base).encode())
+    sections = (config.model, config.data, config.task, config.baseline, config.training)
+    digest.update(repr([section.model_dump(mode="json") for section in sections]).encode())
+    digest.update(str(config.study.seed).encode())
+    for tensor in (*inputs.data.train.inputs, inputs.data.train.labels):
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def keep_task(run: RunFolder, data: TaskData) -> None:
@@ -205,39 +299,39 @@ def keep_task(run: RunFolder, data: TaskData) -> None:
         "class_names": data.class_names,
         "preprocessing": data.preprocessing,
         "input_names": data.input_names,
+        "free_axes": {name: dict(axes) for name, axes in data.free_axes.items()},
     }
     write_task(run, task, [x.numpy() for x in data.model_inputs(data.validation, rows)])
 
 
 def _export_and_measure(run: RunFolder, bench: Bench, target: TargetSection) -> Measurement:
-    path = run.baseline / "model.onnx"
+    path, split = run.baseline / "model.onnx", bench.data.validation
     plan, clock = Plan(), StageClock()
     try:
         unfinished = draft(bench, build_network(bench, plan), plan, path, clock)
         deployable = finish(bench, unfinished, plan, path, run.baseline / "unused", clock)
         (run.baseline / "unused").unlink()
         agreement = parity(bench, path, deployable, plan)
-        own = split_hits(bench, path, bench.data.validation)
+        own = answers(bench, path, split, plan)
     except TrialFailed as error:
         raise ModelError(
             f"the base must survive its export; {error.kind}: {error}; see the limits in docs/guide.md"
         ) from error
-    np.save(run.baseline / "validation_hits.npy", own)
+    np.save(run.baseline / "validation_answers.npy", own)
     figures = {
         "latency": measure_latency(path, path, bench.data, target),
         "parity": agreement,
-        "validation": compare_hits(own, own),
+        "validation": compare(bench.data, split, own, own),
     }
     return measure_bytes(path).model_copy(update=figures)
 
 
 def measure_latency(candidate: Path, baseline: Path, data: TaskData, target: TargetSection) -> Latency:
-    """Time a file against the baseline on inputs of the target's batch size."""
-    example = data.example_inputs(1)
-    inputs = [
-        (name, (target.batch_size, *x.shape[1:]), str(x.numpy().dtype))
-        for name, x in zip(data.input_names, example, strict=True)
-    ]
+    """Time a file against the baseline on inputs of the target's batch size and sequence length."""
+    inputs = []
+    for name, x, free in zip(data.input_names, data.example_inputs(1), data.axes, strict=True):
+        lengths = [target.sequence_length if axis in free else x.shape[axis] for axis in range(1, x.dim())]
+        inputs.append((name, (target.batch_size, *lengths), str(x.numpy().dtype)))
     return time_latency(candidate, baseline, inputs, target.threads)
 
 
@@ -252,33 +346,21 @@ def _check_better_than_chance(measurement: Measurement, data: TaskData) -> None:
         )
 
 
-def test_hits(run: RunFolder, bench: Bench) -> NDArray[np.bool_]:
-    """The baseline's hits on the test split, computed at the first call of a run."""
-    path = run.baseline / "test_hits.npy"
+def test_answers(run: RunFolder, bench: Bench) -> NDArray[Any]:
+    """The baseline's answers on the test split, computed at the first call of a run."""
+    path = run.baseline / "test_answers.npy"
     if not path.is_file():
-        own = split_hits(bench, run.baseline / "model.onnx", bench.data.test)
+        split = bench.data.test
+        own = answers(bench, run.baseline / "model.onnx", split, Plan())
         np.save(path, own)
-        measurement = read_baseline(run).model_copy(update={"test": compare_hits(own, own)})
+        measurement = read_baseline(run).model_copy(update={"test": compare(bench.data, split, own, own)})
         write_json(run.baseline / "measurement.json", measurement)
     return np.asarray(np.load(path, allow_pickle=False))
 
 
-def validation_hits(run: RunFolder) -> NDArray[np.bool_]:
-    """The baseline's hits on the validation split."""
-    return np.asarray(np.load(run.baseline / "validation_hits.npy", allow_pickle=False))
-
-
-def paired_accuracy(own: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accuracy:
-    """Accuracy paired with the baseline's.
-
-    Raises:
-        DataError: the split is not the one that the baseline saw.
-    """
-    if own.shape != baseline.shape:
-        raise DataError(
-            f"the data must be those of the run; the split has {len(own)} examples and had {len(baseline)}; restore the data"
-        )
-    return compare_hits(own, baseline)
+def validation_answers(run: RunFolder) -> NDArray[Any]:
+    """The baseline's answers on the validation split."""
+    return np.asarray(np.load(run.baseline / "validation_answers.npy", allow_pickle=False))
 
 
 def restore_base(run: RunFolder, inputs: Inputs) -> str:
@@ -290,19 +372,30 @@ def restore_base(run: RunFolder, inputs: Inputs) -> str:
 
 def make_bench(run: RunFolder, inputs: Inputs, facts: dict[str, Any]) -> Bench:
     """Everything the trials share, with the base as the teacher."""
-    config = inputs.config
+    config, analysis = inputs.config, read_analysis(run)
     acceleration = Acceleration(**facts["acceleration"])
+    points = _points(analysis)
     return Bench(
         base=inputs.base,
         data=inputs.data,
         training=config.training,
         channel_multiple=config.space.channel_multiple,
         space=inputs.space,
-        teacher=Teacher(inputs.base, inputs.data, config.training.views, acceleration),
+        teacher=Teacher(inputs.base, inputs.data, config.training.views, acceleration, points),
         acceleration=acceleration,
         each_batch=training_batch,
         threads=training_threads(config),
+        deployed_batch=config.target.batch_size,
+        inner=analysis.inner,
     )
+
+
+def _points(analysis: Analysis) -> Points:
+    """Where students look into the base: its longest run of blocks, and its attentions."""
+    runs = [run.in_order for run in analysis.runs]
+    heads = [width for width in analysis.inner.values() if width.kind == "heads"]
+    made = tuple(tuple(producer.weight.rpartition(".")[0] for producer in width.producers) for width in heads)
+    return Points(max(runs, key=len, default=()), made)
 
 
 def environment(config: StudyConfig, acceleration: Acceleration) -> dict[str, Any]:
@@ -317,7 +410,7 @@ def environment(config: StudyConfig, acceleration: Acceleration) -> dict[str, An
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "target": config.target.model_dump(mode="json"),
         "training_threads": training_threads(config),
-        "acceleration": {"bfloat16": acceleration.bfloat16, "channels_last": acceleration.channels_last},
+        "acceleration": asdict(acceleration),
     }
 
 

@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import Accuracy, Candidate, State
+from autocompress.candidate import Accuracy, Candidate, Score, State
 from autocompress.config import StudyConfig
-from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
 from autocompress.deploy.card import (
     MODEL,
@@ -32,11 +30,10 @@ from autocompress.deploy.card import (
     write_card,
 )
 from autocompress.deploy.machine_lock import training_batch
-from autocompress.deploy.measure import Batch, hits
 from autocompress.deploy.timing import time_latency
 from autocompress.errors import RunError, TrialFailed, VerificationFailed, first_line
-from autocompress.pipeline import EVALUATION_BATCH
-from autocompress.search.baseline import training_threads
+from autocompress.pipeline import compare, evaluation_batch, file_answers
+from autocompress.search.baseline import load_task, training_threads
 from autocompress.search.run_folder import RunFolder, read_candidate, read_facts, read_task, run_config
 
 ACCURACY_TOLERANCE_POINTS = 0.2
@@ -112,6 +109,8 @@ def _provenance(run: RunFolder, candidate: Candidate) -> tuple[Provenance, tuple
     try:
         facts = read_facts(run)
         conditions = {key: facts["target"][key] for key in ("runtime", "threads", "batch_size")}
+        if any(task.get("free_axes", {}).values()):
+            conditions["sequence_length"] = facts["target"]["sequence_length"]
         provenance = Provenance(
             study=study,
             candidate=candidate,
@@ -174,7 +173,7 @@ def verify_accuracy(folder: Path, config: StudyConfig) -> Check:
         VerificationFailed: the card cannot be read.
     """
     card = read_card(folder)
-    data = load_data(config.data, config.study.seed)
+    data = load_task(config)
     try:
         return Check("accuracy", True, _same_accuracy(folder, card, data, training_threads(config)))
     except (VerificationFailed, TrialFailed) as error:
@@ -183,9 +182,12 @@ def verify_accuracy(folder: Path, config: StudyConfig) -> Check:
 
 def _same_accuracy(folder: Path, card: Card, data: TaskData, threads: int) -> str:
     stated = _stated_accuracy(card, data)
-    own = hits(folder / MODEL, _validation_batches(data), threads)
-    shown = f"{own.mean():.2%} of {len(own)} validation examples, {stated.fraction:.2%} on the card"
-    if abs(int(own.sum()) - stated.correct) > allowed_examples(stated.total):
+    size = evaluation_batch(card.plan, card.latency.batch_size)
+    # another process may be timing
+    own = file_answers(data, folder / MODEL, data.validation, size, threads, training_batch)
+    found = compare(data, data.validation, own, own)
+    shown = f"{found.fraction:.2%} of {found.total} validation examples, {stated.fraction:.2%} on the card"
+    if abs(found.fraction - stated.fraction) * stated.total > allowed_examples(stated.total) + 1e-6:
         raise VerificationFailed(f"accuracy must be within {_tolerance(stated.total)} of the card's; {shown}")
     return f"{shown}; {_tolerance(stated.total)} allowed"
 
@@ -199,7 +201,7 @@ def _tolerance(total: int) -> str:
     return f"{allowed_examples(total)} of {total} examples"
 
 
-def _stated_accuracy(card: Card, data: TaskData) -> Accuracy:
+def _stated_accuracy(card: Card, data: TaskData) -> Accuracy | Score:
     stated = card.measurement.validation
     if stated is None:
         raise VerificationFailed("the card must state a validation accuracy; it has none")
@@ -210,12 +212,6 @@ def _stated_accuracy(card: Card, data: TaskData) -> Accuracy:
             f"{len(card.class_names)}"
         )
     return stated
-
-
-def _validation_batches(data: TaskData) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
-    for inputs, labels in data.batches(data.validation, EVALUATION_BATCH):
-        with training_batch():  # another process may be timing
-            yield tuple(x.numpy() for x in inputs), labels.numpy()
 
 
 def latency_line(folder: Path, seconds: float = LATENCY_SECONDS) -> str:
@@ -234,9 +230,12 @@ def latency_line(folder: Path, seconds: float = LATENCY_SECONDS) -> str:
 def _latency_here(folder: Path, card: Card, seconds: float) -> str:
     """The median of the file timed against itself: the uncompressed one is not in an export."""
     arrays = read_reference(folder, card).inputs
-    inputs = [
-        (entry.name, (card.latency.batch_size, *array.shape[1:]), str(array.dtype))
-        for entry, array in zip(card.inputs, arrays, strict=True)
-    ]
+    inputs = []
+    for entry, array in zip(card.inputs, arrays, strict=True):
+        free = card.latency.sequence_length
+        lengths = [
+            size if isinstance(size, int) else free or array.shape[axis] for axis, size in enumerate(entry.shape[1:], 1)
+        ]
+        inputs.append((entry.name, (card.latency.batch_size, *lengths), str(array.dtype)))
     found = time_latency(folder / MODEL, folder / MODEL, inputs, card.latency.threads, seconds)
     return f"{found.latency_ms:.3g} ms{' (noisy)' if found.noisy else ''}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autocompress.candidate import Accuracy, Candidate, Latency, Measurement
+from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Score
 from autocompress.config import ObjectiveSection
 
 ObjectiveVector = tuple[float, float, float]
@@ -85,7 +85,7 @@ def hypervolume_history(candidates: Iterable[Candidate]) -> list[tuple[float, fl
     return history
 
 
-def _measured_in_full(measurement: Measurement) -> tuple[Accuracy, Latency]:
+def _measured_in_full(measurement: Measurement) -> tuple[Accuracy | Score, Latency]:
     if measurement.validation is None or measurement.latency is None:
         raise ValueError("objectives need validation accuracy and latency; the file was not measured in full")
     return measurement.validation, measurement.latency

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocompress.analysis import Analysis
+from autocompress.analysis import Analysis, time_shares
 from autocompress.candidate import Measurement
 from autocompress.config import LimitsSection, StudyConfig
 from autocompress.data.task import TaskData
-from autocompress.deploy.measure import compare_hits, measure_bytes
-from autocompress.pipeline import Bench, build_network, draft, finish, parity, split_hits
+from autocompress.deploy.measure import measure_bytes
+from autocompress.pipeline import Bench, answers, build_network, compare, draft, finish, parity
 from autocompress.plan import Plan, TrainingSpec
 from autocompress.search.baseline import (
     Inputs,
@@ -23,13 +24,13 @@ from autocompress.search.baseline import (
     measure_baseline,
     measure_latency,
     restore_base,
-    validation_hits,
+    validation_answers,
 )
 from autocompress.search.events import Silent
 from autocompress.search.limits import limit_names, violations
 from autocompress.search.run_folder import RunFolder, read_analysis, read_baseline, read_facts
 from autocompress.search.session import make_space
-from autocompress.search.space import PerLayer, Space
+from autocompress.search.space import SPARSITY_KINDS, PerLayer, Space
 from autocompress.search.trial import describe
 from autocompress.stage_clock import StageClock
 
@@ -79,15 +80,44 @@ def _baseline_lines(baseline: Measurement) -> Iterator[str]:
 
 
 def _analysis_lines(analysis: Analysis, inputs: Inputs) -> Iterator[str]:
-    covered = {layer for group in analysis.groups for layer in group.layers}
-    sizes = {name: sum(p.numel() for p in inputs.base.get_submodule(name).parameters()) for name in analysis.layers}
-    share = sum(size for name, size in sizes.items() if name in covered) / max(1, analysis.parameters)
-    yield f"found: {len(analysis.groups)} prunable groups that touch {share:.0%} of {analysis.parameters:,} parameters"
+    """What may be changed, how much of the network that is, and what was left out."""
+    shares = time_shares(inputs.base, inputs.data.example_inputs(2), inputs.data.axes, analysis)
+    blocks = tuple(block for run in analysis.runs for block in run.blocks)
+    grouped = {layer for group in analysis.groups for layer in group.layers}
+    chosen = {layer.name for layer in analysis.layers}
+    kinds = Counter(group.kind for group in analysis.groups)
+    precisions = Counter(layer.kind for layer in analysis.layers)
+    rows: dict[str, tuple[str, Callable[[str], bool]]] = {
+        "blocks": (f"{len(blocks)} removable blocks", lambda name: name.startswith(tuple(f"{b}." for b in blocks))),
+        "groups": (
+            f"{len(analysis.groups)} prunable groups{_counts(kinds)}",
+            lambda name: name in grouped or name.rpartition(".")[0] in grouped,
+        ),
+        "layers": (
+            f"{len(analysis.layers)} layers whose precision can be chosen{_counts(precisions)}",
+            lambda name: name in chosen or name.rpartition(".")[0] in chosen,
+        ),
+    }
+    for key, (title, belongs) in rows.items():
+        parameters = sum(p.numel() for name, p in inputs.base.named_parameters() if belongs(name))
+        part = parameters / max(1, analysis.parameters)
+        yield f"found: {title}: {part:.0%} of {analysis.parameters:,} parameters, {shares[key]:.0%} of the time in PyTorch"
     for run in analysis.runs:
-        yield f"found: {len(run.blocks)} removable blocks in {run.name or 'the network'}, least missed first: {', '.join(run.blocks)}"
-    yield f"found: {len(analysis.layers)} layers whose precision can be chosen"
-    for name, reason in analysis.left_out.items():
-        yield f"left out: {name}: {reason}"
+        yield f"blocks of {run.name or 'the network'}, least missed first: {', '.join(run.blocks)}"
+    for reason, names in _by_reason(analysis.left_out).items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield f"left out: {shown}: {reason}"
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})" if kinds else ""
+
+
+def _by_reason(left_out: dict[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 class _Extreme:
@@ -95,7 +125,8 @@ class _Extreme:
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """High for what is removed or coarsened, low for what the model space builds."""
-        shrinks = name.startswith("base.") or name.partition(":")[0].endswith((".precision", ".sparsity"))
+        kind = name.partition(":")[0].rpartition(".")[2]
+        shrinks = name.startswith("base.") or kind in ("precision", "embedding", *SPARSITY_KINDS.values())
         return high if shrinks and not name.endswith("block_order") else low
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
@@ -120,7 +151,7 @@ def _limit_lines(
     run: RunFolder, bench: Bench, space: Space, config: StudyConfig, baseline: Measurement
 ) -> Iterator[str]:
     """The smallest plan of each family, and which limits on bytes and latency it meets."""
-    least: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
     for family in space.families():
         plan = space.suggest_plan(PerLayer(_ExtremeOf(family)), 0)
         path = run.root / f"{family}.onnx"
@@ -131,20 +162,26 @@ def _limit_lines(
             f"smallest plan of family {family}: {measurement.size_bytes:,} bytes ({1 / measurement.size_ratio:.1f}x smaller), "
             f"{latency.latency_ms:.3g} ms ({1 / latency.ratio:.1f}x faster)"
         )
-        for name, amount in violations(config.limits, measurement, baseline.size_bytes).items():
-            least[name] = min(amount, least.get(name, math.inf))
-    yield from _verdicts(config.limits, least)
+        found[family] = violations(config.limits, measurement, baseline.size_bytes)
+    yield from _limits_table(config.limits, found)
 
 
-def _verdicts(limits: LimitsSection, least: dict[str, float]) -> Iterator[str]:
+def _limits_table(limits: LimitsSection, found: dict[str, dict[str, float]]) -> Iterator[str]:
+    """A row for each limit: what the smallest plan of each family makes of it."""
+    names = limit_names(limits)
+    if not names:
+        yield "limits: the study sets none"
+        return
+    rows = [["limit", "value", *found, "verdict"]]
     values = limits.model_dump()
-    for name in limit_names(limits):
-        if name not in least:
-            yield f"limit {name} = {values[name]}: only training can tell"
-        elif least[name] <= 0:
-            yield f"limit {name} = {values[name]}: can be met"
-        else:
-            yield f"limit {name} = {values[name]}: CANNOT be met, the smallest plan is {math.exp(least[name]):.2f} times over; loosen it"
+    for name in names:
+        amounts = [amounts.get(name) for amounts in found.values()]
+        cells = ["-" if a is None else "met" if a <= 0 else f"{math.exp(a):.2f} times over" for a in amounts]
+        known = [a for a in amounts if a is not None]
+        verdict = "only training can tell" if not known else "can be met" if min(known) <= 0 else "CANNOT be met: loosen it"
+        rows.append([name, str(values[name]), *cells, verdict])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    yield from ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _duration_lines(
@@ -172,7 +209,8 @@ def _trial_seconds(run: RunFolder, bench: Bench, plan: Plan, config: StudyConfig
     unfinished = draft(bench, build_network(bench, short), short, path, clock)
     deployable = finish(bench, unfinished, short, path, run.root / "tried.safetensors", clock)
     parity(bench, path, deployable, short)
-    compare_hits(split_hits(bench, path, bench.data.validation), validation_hits(run))
+    split = bench.data.validation
+    compare(bench.data, split, answers(bench, path, split, short), validation_answers(run))
     measure_latency(path, run.baseline / "model.onnx", bench.data, config.target)
     whole = time.perf_counter() - started
     steps = max(1, short.training.steps)

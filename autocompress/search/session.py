@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.storages import BaseStorage, JournalStorage
@@ -40,7 +40,7 @@ class Session:
     space: Space
     study: optuna.Study
     baseline: Measurement
-    baseline_hits: NDArray[np.bool_]
+    baseline_answers: NDArray[Any]
     watcher: Watcher
     worker: str
     rank: int
@@ -68,6 +68,7 @@ def make_space(config: StudyConfig, inputs: Inputs, analysis: Analysis, digest: 
         inputs=inputs.data.example_inputs(2),
         base_digest=digest,
         seed=config.study.seed,
+        axes=inputs.data.axes,
         model_space=inputs.space,
     )
 

@@ -7,15 +7,15 @@ fixed-length list of variables by stage of depth, which either family decodes (:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from autocompress.analysis import Analysis, BlockRun, analyse
+from autocompress.analysis import Analysis, BlockRun, ChannelGroup, Layer, analyse, find_layers
 from autocompress.config import SpaceSection, TrainingSection
-from autocompress.layers import weight_layers
+from autocompress.layers import Axes, trace
 from autocompress.models import ModelSpace, freeze, space_labels
 from autocompress.plan import (
     ArchitectureSpec,
@@ -28,6 +28,8 @@ from autocompress.plan import (
 )
 
 STAGES = 4
+SPARSITY_KINDS = {"channels": "sparsity", "heads": "heads", "mlp": "mlp"}
+"""What each kind of group is called among the variables: each has a centre of its own."""
 _RESOLUTION = 60
 """Levels of a stage variable; divisible by every usual number of options."""
 
@@ -93,7 +95,7 @@ class PerStage:
         self._trial = trial
         self._stages = {
             (kind, stage): trial.suggest_int(f"{kind}.{stage}", 0, _RESOLUTION - 1)
-            for kind in ("architecture", "sparsity", "precision")
+            for kind in ("architecture", *SPARSITY_KINDS.values(), "precision", "embedding")
             for stage in range(STAGES)
         }
 
@@ -124,7 +126,9 @@ class Space:
     inputs: tuple[Tensor, ...]
     base_digest: str
     seed: int
+    axes: Axes = ()
     model_space: ModelSpace | None = None
+    _members: dict[str, tuple[tuple[Layer, ...], tuple[ChannelGroup, ...]]] = field(default_factory=dict)
 
     def families(self) -> list[str]:
         """Families of this study."""
@@ -134,22 +138,33 @@ class Space:
         """Draw one plan; ``number`` is the trial's, and only seeds the plan."""
         family = draw.family(self.families())
         architecture, layers, groups, ratios = self._network(draw, family)
+        section = self.section
         return Plan(
             architecture=architecture,
-            pruning=PruningSpec(ratios=_per_position(groups, lambda g, p: draw.level("sparsity", g, ratios, p))),
+            pruning=PruningSpec(
+                ratios={
+                    group.name: draw.level(SPARSITY_KINDS[group.kind], group.name, ratios, position)
+                    for group, position in _positions(groups)
+                }
+            ),
             distillation=DistillationSpec(
-                alpha=draw.amount("alpha", *self.section.alpha),
-                temperature=draw.amount("temperature", *self.section.temperature, log=True),
-                hint_weight=draw.amount("hint_weight", *self.section.hint_weight),
+                alpha=draw.amount("alpha", *section.alpha),
+                temperature=draw.amount("temperature", *section.temperature, log=True),
+                hint_weight=draw.amount("hint_weight", *section.hint_weight),
+                hidden_weight=draw.amount("hidden_weight", *section.hidden_weight),
+                relation_weight=draw.amount("relation_weight", *section.relation_weight),
             ),
             quantization=QuantizationSpec(
-                precisions=_per_position(
-                    layers, lambda name, p: draw.level("precision", name, self.section.precision, p)
-                )
+                precisions={layer.name: self._precision(draw, layer, position) for layer, position in _positions(layers)}
             ),
             training=TrainingSpec(steps=self.steps(family), start=self.base_digest),
             seed=self.seed + number,
         )
+
+    def _precision(self, draw: Draw, layer: Layer, position: float) -> Precision:
+        """A table of embeddings has a centre of its own: its bytes weigh as much as the rest, and its time nothing."""
+        kind = "embedding" if layer.kind == "embedding" else "precision"
+        return Precision(draw.level(kind, layer.name, self.section.precision, position)).for_layer(layer.kind)
 
     def steps(self, family: str) -> int:
         """Short budget of a candidate: more for one that starts from random weights."""
@@ -157,25 +172,31 @@ class Space:
 
     def _network(
         self, draw: Draw, family: str
-    ) -> tuple[ArchitectureSpec, tuple[str, ...], tuple[str, ...], tuple[float, ...]]:
+    ) -> tuple[ArchitectureSpec, tuple[Layer, ...], tuple[ChannelGroup, ...], tuple[float, ...]]:
         """Architecture, its layers, its prunable groups, and the pruning ratios to choose from."""
         if family == "base":
             dropped = self._dropped_blocks(draw) if self.section.drop_blocks else ()
-            layers = tuple(n for n in self.base.layers if not _inside(n, dropped))
-            groups = tuple(g.name for g in self.base.groups if not _inside(g.name, dropped))
+            layers = tuple(layer for layer in self.base.layers if not _inside(layer.name, dropped))
+            groups = tuple(group for group in self.base.groups if not _inside(group.name, dropped))
             return ArchitectureSpec(dropped_blocks=dropped), layers, groups, self.section.sparsity
         labels = list(space_labels(self.model_space))
         member, choices = freeze(
             self.model_space,
             lambda label, options: draw.architecture(label, options, labels.index(label) / len(labels)),
         )
-        ratios = self.section.model_space_sparsity
-        groups = self._groups(member) if any(ratios) else ()
-        return ArchitectureSpec(family="space", choices=choices), tuple(weight_layers(member)), groups, ratios
+        layers, groups = self._member(member, repr(sorted(choices.items())))
+        return ArchitectureSpec(family="space", choices=choices), layers, groups, self.section.model_space_sparsity
 
-    def _groups(self, member: nn.Module) -> tuple[str, ...]:
-        analysis = analyse(member.eval(), self.inputs, with_blocks=False)
-        return tuple(group.name for group in analysis.groups)
+    def _member(self, member: nn.Module, key: str) -> tuple[tuple[Layer, ...], tuple[ChannelGroup, ...]]:
+        """Layers and groups of a member; samplers ask for the same ones again and again."""
+        if key not in self._members:
+            member.eval()
+            if any(self.section.model_space_sparsity):
+                analysis = analyse(member, self.inputs, self.axes, with_blocks=False)
+                self._members[key] = analysis.layers, analysis.groups
+            else:
+                self._members[key] = find_layers(member, trace(member, self.inputs, self.axes)), ()
+        return self._members[key]
 
     def _dropped_blocks(self, draw: Draw) -> tuple[str, ...]:
         dropped: list[str] = []
@@ -193,21 +214,20 @@ def _least_missed(run: BlockRun, count: int) -> list[str]:
 
 def _evenly_spaced(run: BlockRun, count: int) -> list[str]:
     """Every n-th block in order of depth, the last of each stretch."""
-    in_order = sorted(run.blocks, key=_natural)
+    in_order = run.in_order
     return [in_order[(k + 1) * len(in_order) // count - 1] for k in range(count)]
-
-
-def _natural(name: str) -> list[int | str]:
-    """Sort key in which block 10 follows block 9."""
-    return [int(part) if part.isdigit() else part for part in name.split(".")]
 
 
 def _inside(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
-def _per_position(names: Sequence[str], choose: Callable[[str, float], Any]) -> dict[str, Any]:
-    return {name: choose(name, index / len(names)) for index, name in enumerate(names)}
+_Named = TypeVar("_Named", Layer, ChannelGroup)
+
+
+def _positions(members: Sequence[_Named]) -> Iterator[tuple[_Named, float]]:
+    """Each member with its depth in [0, 1)."""
+    return ((member, index / len(members)) for index, member in enumerate(members))
 
 
 class UniformChoices:
@@ -253,10 +273,9 @@ class NamedPlan:
 def obvious_plans(space: Space, parametrisation: Callable[[Suggests], Draw]) -> list[NamedPlan]:
     """What anyone would try first: nothing, plain int8, and uniform pruning with uniform bits."""
     section = space.section
-    everywhere: dict[str, Precision] = {}
     plans = []
-    for name, precision in (("uncompressed", Precision.FLOAT32), ("plain int8", Precision.W8A8)):
-        everywhere = dict.fromkeys(space.base.layers, precision)
+    for name, precision in (("uncompressed", Precision.FLOAT32), ("plain int8", _plain_int8(section))):
+        everywhere = {layer.name: precision.for_layer(layer.kind) for layer in space.base.layers}
         training = TrainingSpec(steps=0, start=space.base_digest)
         quantization = QuantizationSpec(precisions=everywhere)
         plan = Plan(quantization=quantization, training=training, seed=space.seed)
@@ -264,15 +283,22 @@ def obvious_plans(space: Space, parametrisation: Callable[[Suggests], Draw]) -> 
     if not section.base:
         return plans
     for precision_index, sparsity_index in _uniform_levels(section):
+        bits, sparse = ("precision", "embedding"), SPARSITY_KINDS.values()
         choices = UniformChoices(
-            {"precision": precision_index, "sparsity": sparsity_index},
-            {"precision": len(section.precision), "sparsity": len(section.sparsity)},
+            dict.fromkeys(bits, precision_index) | dict.fromkeys(sparse, sparsity_index),
+            dict.fromkeys(bits, len(section.precision)) | dict.fromkeys(sparse, len(section.sparsity)),
             {"alpha": 0.7, "temperature": 4.0, "hint_weight": 0.0},
         )
         plan = space.suggest_plan(parametrisation(choices), 0)
         name = f"uniform {section.precision[precision_index]}, {section.sparsity[sparsity_index]:.0%} pruned"
         plans.append(NamedPlan(name, plan, choices.params))
     return plans
+
+
+def _plain_int8(section: SpaceSection) -> Precision:
+    """8-bit weights and activations, in the way in which the study quantises activations."""
+    dynamic = any(precision.dynamic for precision in section.precision)
+    return Precision.W8A8_DYNAMIC if dynamic else Precision.W8A8
 
 
 def _uniform_levels(section: SpaceSection) -> list[tuple[int, int]]:

@@ -18,17 +18,16 @@ from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import StudyConfig
 from autocompress.errors import RunError, StudyFailed
 from autocompress.models import state_digest
-from autocompress.pipeline import split_hits
+from autocompress.pipeline import answers, compare
 from autocompress.plan import TrainingSpec
 from autocompress.search.baseline import (
     Inputs,
     ensure_run,
     load_inputs,
     make_bench,
-    paired_accuracy,
     restore_base,
-    test_hits,
-    validation_hits,
+    test_answers,
+    validation_answers,
 )
 from autocompress.search.continuation import Continuation, next_continuation
 from autocompress.search.events import Watcher
@@ -115,7 +114,7 @@ def _open(
         space=make_space(config, inputs, read_analysis(run), digest),
         study=study,
         baseline=read_baseline(run),
-        baseline_hits=validation_hits(run),
+        baseline_answers=validation_answers(run),
         watcher=watcher,
         worker=worker,
         rank=rank,
@@ -223,9 +222,11 @@ def measure_test(session: Session) -> None:
         for candidate in front(read_candidates(session.run)):
             assert candidate.measurement is not None
             if candidate.measurement.test is None:
-                yardstick = test_hits(session.run, session.bench)
-                own = split_hits(session.bench, session.run.artifact(candidate.trial), session.bench.data.test)
-                measurement = candidate.measurement.model_copy(update={"test": paired_accuracy(own, yardstick)})
+                data, artifact = session.bench.data, session.run.artifact(candidate.trial)
+                yardstick = test_answers(session.run, session.bench)
+                own = answers(session.bench, artifact, data.test, candidate.plan)
+                figures = {"test": compare(data, data.test, own, yardstick)}
+                measurement = candidate.measurement.model_copy(update=figures)
                 record(session.run, candidate.model_copy(update={"measurement": measurement}))
 
 

@@ -14,12 +14,9 @@ from torch.fx import GraphModule
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.deploy.measure import measure_bytes
 from autocompress.errors import TrialFailed, first_line
-from autocompress.pipeline import build_network, draft, finish, least_size_bytes, parity, split_hits
+from autocompress.pipeline import answers, build_network, compare, draft, finish, least_size_bytes, parity
 from autocompress.plan import Plan
-from autocompress.search.baseline import (
-    measure_latency,
-    paired_accuracy,
-)
+from autocompress.search.baseline import measure_latency
 from autocompress.search.limits import describe_broken, size_violations, violations
 from autocompress.search.recovery import settle
 from autocompress.search.run_folder import (
@@ -170,9 +167,11 @@ def _measure_trained(session: Session, current: _Trial, deployable: GraphModule)
     with current.clock.stage("parity"):
         agreement = parity(session.bench, path, deployable, current.plan)
     with current.clock.stage("evaluate"):
-        own = split_hits(session.bench, path, session.bench.data.validation)
-    np.save(session.run.trial(current.number) / "validation_hits.npy", own)
-    figures = {"parity": agreement, "validation": paired_accuracy(own, session.baseline_hits)}
+        data = session.bench.data
+        own = answers(session.bench, path, data.validation, current.plan)
+        compared = compare(data, data.validation, own, session.baseline_answers)
+    np.save(session.run.trial(current.number) / "validation_answers.npy", own)
+    figures = {"parity": agreement, "validation": compared}
     return _measure_file(session, path, current.clock, timed=True).model_copy(update=figures)
 
 

@@ -77,3 +77,76 @@ def test_example_inputs_have_the_asked_batch_and_repeat_when_train_is_smaller(ta
 def test_a_task_is_frozen(task: TaskData) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         task.train = task.test  # type: ignore[misc]
+
+
+# Inputs of a fixed length
+
+LENGTHS = (3, 7, 1, 7, 5)
+
+
+def _tokens(pad: int = 0, names: tuple[str, ...] = ("ids", "attention_mask")) -> TaskData:
+    """Texts of these lengths: ids from 10 * example + 1 on, padded to 7; their mask; a float of fixed shape."""
+    columns = torch.arange(7)
+    mask = (columns < torch.tensor(LENGTHS)[:, None]).long()
+    ids = torch.where(mask.bool(), 10 * torch.arange(5)[:, None] + columns + 1, torch.tensor(pad))
+    inputs = {"ids": ids, "attention_mask": mask, "types": torch.zeros_like(ids), "weight": torch.arange(5.0)[:, None]}
+    split = Split(tuple(inputs[name] for name in names), torch.arange(5))
+    return TaskData(
+        train=split,
+        calibration=split,
+        validation=split,
+        test=split,
+        class_names=tuple("abcde"),
+        input_names=names,
+        preprocessing={},
+        prepare=lambda rows: rows,
+        augment=lambda rows, indices, view: rows,
+        by_name=True,
+        free_axes={name: {1: "sequence"} for name in names if name != "weight"},
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3, 11])
+@pytest.mark.parametrize("length", [1, 4, 7, 20])
+def test_fixed_inputs_have_the_asked_shape(batch: int, length: int) -> None:
+    ids, mask, weight = _tokens(names=("ids", "attention_mask", "weight")).fixed_inputs(batch, length)
+    assert ids.shape == mask.shape == (batch, length)
+    assert weight.shape == (batch, 1)
+
+
+def test_fixed_inputs_are_the_longest_first_and_cut_exactly() -> None:
+    ids, mask = _tokens().fixed_inputs(5, 4)
+    assert ids.tolist() == [
+        [11, 12, 13, 14],
+        [31, 32, 33, 34],
+        [41, 42, 43, 44],
+        [1, 2, 3, 0],
+        [21, 0, 0, 0],
+    ]
+    assert torch.equal(mask, (ids > 0).long())
+
+
+def test_fixed_inputs_repeat_where_examples_are_shorter_and_fewer() -> None:
+    ids, mask = _tokens().fixed_inputs(6, 10)
+    assert ids[0].tolist() == [11, 12, 13, 14, 15, 16, 17, 11, 12, 13]
+    assert mask[0].all()
+    assert torch.equal(ids[5], ids[0])
+
+
+def test_inputs_of_one_example_stay_together() -> None:
+    ids, mask, weight = _tokens(names=("ids", "attention_mask", "weight")).fixed_inputs(5, 7)
+    assert torch.equal((ids[:, 0] - 1) / 10, weight[:, 0])
+    assert mask.sum(1).tolist() == [LENGTHS[int(number)] for number in weight[:, 0]]
+
+
+@pytest.mark.parametrize("pad", [0, 1, 99])
+@pytest.mark.parametrize("names", [("ids", "attention_mask", "types"), ("types", "ids", "attention_mask")])
+def test_the_mask_says_what_is_longest_whatever_the_padding_and_the_order(pad: int, names: tuple[str, ...]) -> None:
+    inputs = dict(zip(names, _tokens(pad, names).fixed_inputs(1, 7), strict=True))
+    assert inputs["ids"].tolist() == [[11, 12, 13, 14, 15, 16, 17]]
+    assert inputs["attention_mask"].all()
+
+
+def test_without_free_axes_fixed_inputs_are_the_first_examples(task: TaskData) -> None:
+    for fixed, example in zip(task.fixed_inputs(4, 99), task.example_inputs(4), strict=True):
+        assert torch.equal(fixed, example)
