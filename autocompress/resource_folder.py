@@ -39,7 +39,7 @@ def _package_folder(name: str, text: str) -> Path:
     except (ImportError, ValueError):  # ValueError: a module that was put together without a spec
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"{text} needs the package {name}; it is not installed; install it with pip")
+        raise ConfigError(f"{text} needs the package {name}; none of that name is installed; install it with pip")
     return Path(next(iter(spec.submodule_search_locations)))
 
 

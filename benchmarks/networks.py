@@ -142,14 +142,14 @@ _TORCHVISION: Mapping[str, dict[str, Any]] = {
     "vit_b_16": {"image_size": 64},
     "swin_t": {},
 }
-_TIMM = {"repvgg_a0": 64, "ghostnet_050": 64, "mobilevit_xxs": 64, "mixer_s32_224": 224, "levit_128s": 224}
+TIMM = {"repvgg_a0": 64, "ghostnet_050": 64, "mobilevit_xxs": 64, "mixer_s32_224": 224, "levit_128s": 224}
 _ENCODER = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
 _DISTILLED = {"dim": 128, "n_layers": 3, "n_heads": 4, "hidden_dim": 512}
 _DECODER = {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 64, "use_cache": False}
 
 NETWORKS: Mapping[str, Callable[[], Network]] = {
     **{name: partial(_torchvision, name, **arguments) for name, arguments in _TORCHVISION.items()},
-    **{name: partial(_timm, name, side) for name, side in _TIMM.items()},
+    **{name: partial(_timm, name, side) for name, side in TIMM.items()},
     "bert": partial(_transformers, "Bert", **_ENCODER),
     "distilbert": partial(_transformers, "DistilBert", **_DISTILLED),
     "gpt2": partial(_transformers, "GPT2", **_DECODER),
@@ -357,7 +357,7 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
         norm.eval()
 
 
-_Change = Callable[[set[nn.Module], nn.Module, Tensors, Tensor], Tensor | None]
+_Change = Callable[[set[nn.Module], Any, Tensors, Tensor], Tensor | None]
 
 
 @contextmanager
@@ -371,7 +371,7 @@ def _hooks(model: nn.Module, change: _Change) -> Iterator[None]:
         handle.remove()
 
 
-def _standardise_(seen: set[nn.Module], layer: nn.Module, _: Tensors, output: Tensor, classes: int) -> Tensor | None:
+def _standardise_(seen: set[nn.Module], layer: Any, _: Tensors, output: Tensor, classes: int) -> Tensor | None:
     """Scale and shift a layer so that its output has mean 0 and variance 1; returns that output."""
     if layer in seen:
         return None
@@ -387,16 +387,17 @@ def _standardise_(seen: set[nn.Module], layer: nn.Module, _: Tensors, output: Te
 
 
 def _finish_head_(
-    seen: set[nn.Module], layer: nn.Module, inputs: Tensors, output: Tensor, classes: int, labels: Tensor | None
+    seen: set[nn.Module], layer: Any, inputs: Tensors, output: Tensor, classes: int, labels: Tensor | None
 ) -> Tensor | None:
     """Fit a layer that has one output per class to the labels, at each position, and standardise its outputs."""
     axis = _channel_axis(layer, output)
-    if output.shape[axis] != classes or layer.bias is None:
+    if output.shape[axis] != classes:
         return None
     if labels is not None and layer.weight[0].numel() == inputs[0].shape[axis]:
         rows = inputs[0].movedim(axis, -1).flatten(0, -2)
         targets = F.one_hot(labels, classes).float().repeat_interleave(len(rows) // len(labels), 0)
-        layer.weight.copy_(_ridge(rows - rows.mean(0), targets - targets.mean(0)).T.reshape(layer.weight.shape))
+        centre = torch.zeros(rows.shape[1]) if layer.bias is None else rows.mean(0)
+        layer.weight.copy_(_ridge(rows - centre, targets - targets.mean(0)).T.reshape(layer.weight.shape))
         output = layer.forward(*inputs)
     seen.discard(layer)
     return _standardise_(seen, layer, inputs, output, classes)

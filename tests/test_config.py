@@ -74,7 +74,7 @@ def test_timeout_in_seconds(tmp_path: Path) -> None:
             ["unknown key training.learning_rte", "did you mean learning_rate?"],
         ),
         ("spice", "base = true", ["unknown key spice", "did you mean space?"]),
-        ("baseline", "zzz = 1", ["unknown key baseline.zzz", "known here: steps, learning_rate"]),
+        ("baseline", "zzz = 1", ["unknown key baseline.zzz", "known here: train, steps, learning_rate"]),
         ("study", 'name = "a"\ntrials = "many"', ["study.trials", "valid integer", "got 'many'", "correct"]),
         ("study", 'name = "a"\ntrials = 0', ["study.trials", "greater than or equal to 1", "got 0"]),
         ("study", 'name = "a"', ["a study needs an end", "give trials, timeout or both"]),

@@ -34,11 +34,14 @@ def test_a_folder_inside_a_package_that_is_not_imported(package: Path) -> None:
     [
         ("/no/folder", ["a folder must exist", "/no/folder does not", "correct the path"]),
         ("package:package_with_a_folder/shallow", ["must exist", "package_with_a_folder/shallow", "correct the path"]),
-        ("package:no_such_package/model", ["needs the package no_such_package", "not installed", "with pip"]),
+        (
+            "package:no_such_package/model",
+            ["needs the package no_such_package", "none of that name is installed", "with pip"],
+        ),
         ("package:package_with_a_folder/../other", ["inside an installed package", "got", "give the name"]),
         ("package:/etc", ["inside an installed package", "got 'package:/etc'"]),
         ("package:a.b/model", ["inside an installed package", "got 'package:a.b/model'"]),
-        ("package:zipfile/model", ["package:zipfile/model"]),
+        ("package:zipfile/model", ["the package zipfile", "none of that name"]),
     ],
 )
 def test_other_folders_get_one_line(package: Path, text: str, parts: list[str]) -> None:

@@ -43,7 +43,7 @@ def load_function(reference: str, config: DataSection, seed: int, classification
         refuse_image_options(config, "a TaskData")
         return returned
     _check_mapping(returned, reference)
-    class_names = returned.get(_CLASS_NAMES)
+    class_names = _class_names(returned, reference)
     splits = {name: _arrays(returned[name], name, reference) for name in SPLIT_NAMES if returned.get(name) is not None}
     by_name = isinstance(splits["train"][0], Mapping)
     given = {name: Arrays(_named(inputs), labels) for name, (inputs, labels) in splits.items()}
@@ -72,6 +72,15 @@ def _check_mapping(returned: object, reference: str) -> None:
         raise DataError(f"{rule}; {reference} returned the key {unknown[0]!r}; {near}")
     if returned.get("train") is None:
         raise DataError(f"{rule}; {reference} returned {', '.join(keys) or 'nothing'}; add train")
+
+
+def _class_names(returned: Mapping[str, Any], reference: str) -> list[str] | None:
+    names = returned.get(_CLASS_NAMES)
+    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+        raise DataError(
+            f"class_names is a list of names by class number; {reference} returned {type(names).__name__}; return a list"
+        )
+    return None if names is None else [str(name) for name in names]
 
 
 def _arrays(part: Any, split: str, reference: str) -> tuple[Any, Any]:

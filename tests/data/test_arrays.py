@@ -173,7 +173,12 @@ def test_targets_of_any_shape_are_kept() -> None:
         ({"input": _floats(60, 2)}, np.arange(60) % 2 + 0.5, {}, ["class numbers", "0.5", "task.loss"]),
         ({"input": _floats(60, 2)}, LABELS * 2, {}, ["without a gap", "has 4 and no 1"]),
         ({"input": _floats(60, 2)}, LABELS * 0, {}, ["two classes or more", "only '0'"]),
-        ({"input": np.zeros((60, 8, 8, 3), np.uint8)}, LABELS, {}, ["1, 3 or 4 channels", "[60, 8, 8, 3]", "transpose"]),
+        (
+            {"input": np.zeros((60, 8, 8, 3), np.uint8)},
+            LABELS,
+            {},
+            ["1, 3 or 4 channels", "[60, 8, 8, 3]", "transpose"],
+        ),
         (
             {"a": np.zeros((60, 3, 8, 8), np.uint8), "b": _floats(60, 2)},
             LABELS,

@@ -11,7 +11,7 @@ from autocompress.config import DataSection
 from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
 
-MODULE = '''
+MODULE = """
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
@@ -56,6 +56,9 @@ def of_arrays():
 
 def of_mapping():
     return {"train": {"inputs": X, "labels": Y}, "class_names": ["even", "odd"]}
+
+def of_one_name():
+    return {"train": (X, Y), "class_names": "even odd"}
 
 def two_by_position():
     return {"train": ((X, X.long()), Y)}
@@ -132,7 +135,7 @@ def with_nan():
     return {"train": (X, Y), "validation": (x[:10], Y[:10]), "test": (X[:10], Y[:10])}
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +253,7 @@ def test_a_module_of_an_installed_package_or_of_the_working_folder(
         ("of_texts", ["are numbers", "input of train has type <U6"]),
         ("with_nan", ["finite numbers", "1 of 10 examples of validation have NaN or infinity in input"]),
         ("regression", ["one class number per example", "shape [40, 2]", "task.loss"]),
+        ("of_one_name", ["class_names is a list", "returned str", "return a list"]),
         ("number", ["a function or class", "of type int", "name what builds the data"]),
         ("missing", ["has no 'missing'", "check the name"]),
         ("of_lst", ["has no 'of_lst'", "did you mean of_list?"]),

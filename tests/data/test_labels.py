@@ -90,7 +90,9 @@ def test_texts_are_sorted_into_class_names() -> None:
     assert numbers["test"].tolist() == [2]
 
 
-@pytest.mark.parametrize("values", [["10", "2", "0", "2"], [10, 2, 0, 2], [10.0, 2.0, 0.0, 2.0], ["10.0", "2", "0", "2"]])
+@pytest.mark.parametrize(
+    "values", [["10", "2", "0", "2"], [10, 2, 0, 2], [10.0, 2.0, 0.0, 2.0], ["10.0", "2", "0", "2"]]
+)
 def test_whole_numbers_are_sorted_as_numbers_however_they_are_written(values: list[Any]) -> None:
     names, numbers = named_classes(_columns(train=values))
     assert names == ("0", "2", "10")
@@ -122,7 +124,10 @@ def test_class_names_and_numbers_give_the_texts_back(texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("columns", "parts"),
     [
-        (_columns(train=["0", "1"], test=["pos"]), ["all numbers or all texts", "train has 0, test has 'pos'", "one way"]),
+        (
+            _columns(train=["0", "1"], test=["pos"]),
+            ["all numbers or all texts", "train has 0, test has 'pos'", "one way"],
+        ),
         (_columns(train=["pos", "neg"], test=[1]), ["all numbers or all texts", "train has 'pos', test has 1"]),
         (_columns(train=["1", "two"]), ["all numbers or all texts", "train has '1' and 'two' in column 'label'"]),
         (_columns(train=["0.5", "1"]), ["are whole", "train has 0.5 in column 'label'", "task.loss"]),

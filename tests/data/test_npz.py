@@ -59,7 +59,11 @@ def test_named_inputs_are_given_by_name(tmp_path: Path) -> None:
 
 
 def test_named_inputs_of_splits(tmp_path: Path) -> None:
-    arrays = {f"{split}.{name}": value for split in ("train", "validation", "test") for name, value in {"a": X, "labels": Y}.items()}
+    arrays = {
+        f"{split}.{name}": value
+        for split in ("train", "validation", "test")
+        for name, value in {"a": X, "labels": Y}.items()
+    }
     task = _load(tmp_path, arrays)
     assert (task.input_names, task.by_name) == (("a",), True)
     assert all(_same(split, X, Y) for split in (task.train, task.validation, task.test))

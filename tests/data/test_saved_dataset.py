@@ -10,11 +10,11 @@ from PIL import Image as PilImage
 from refusals import refusal
 from token_task import write_model_folder
 
-datasets = pytest.importorskip("datasets")
-
 from autocompress.config import DataSection
 from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
+
+datasets = pytest.importorskip("datasets")
 
 GENERATOR = np.random.default_rng(0)
 LABELS = [number % 2 for number in range(40)]
@@ -145,7 +145,11 @@ def test_arrays_with_targets(tmp_path: Path) -> None:
         ({"x": [[1, 2], [3]] * 20, "label": LABELS}, {}, ["are numbers", "input of train has type object"]),
         ({"x": [[0.5, 1.0]] * 40, "label": [-1] * 40}, {}, ["two classes or more", "only '-1'"]),
         ({"x": [[0.5, 1.0]] * 40, "label": LABELS}, {"image_size": 8}, ["data.image_size", "has arrays", "remove it"]),
-        ({"x": [[0.5, 1.0]] * 40, "label": LABELS}, {"max_length": 8}, ["data.max_length", "gives arrays", "remove it"]),
+        (
+            {"x": [[0.5, 1.0]] * 40, "label": LABELS},
+            {"max_length": 8},
+            ["data.max_length", "gives arrays", "remove it"],
+        ),
         ({"x": [[0.5, float("nan")]] * 40, "label": LABELS}, {}, ["28 of 28 examples of train", "NaN"]),
         ({"x": [[0.5, 1.0]] * 40, "label": [0, 1] * 19 + [0, None]}, {}, ["every row has a label", "row 40"]),
     ],

@@ -193,6 +193,33 @@ def test_more_files_than_one_share_of_the_pool_keep_their_order(tmp_path: Path) 
     assert _red(task.train) == [number % 251 for number in range(600)]
 
 
+# Folders of classes without splits
+
+
+def _class_folders(folder: Path, count: int = 10) -> Path:
+    for name, level in COLOURS.items():
+        for number in range(count):
+            _write(folder / name / f"{number:03}.png", level * 5 + number)
+    return folder
+
+
+def test_class_folders_without_splits_are_cut_seeded_and_stratified(tmp_path: Path) -> None:
+    task = _load(_class_folders(tmp_path, 20))
+    assert task.class_names == ("ant", "bee", "cat")
+    assert [len(task.train), len(task.validation), len(task.test)] == [42, 6, 12]
+    for split, each in ((task.train, 14), (task.validation, 2), (task.test, 4)):
+        assert torch.bincount(split.labels).tolist() == [each] * 3
+        assert [(level - 50) // 50 for level in _red(split)] == split.labels.tolist()
+    levels = [level for split in (task.train, task.validation, task.test) for level in _red(split)]
+    assert sorted(levels) == [*range(50, 70), *range(100, 120), *range(150, 170)]
+
+
+def test_the_cut_of_class_folders_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    section = DataSection(source=f"imagefolder:{_class_folders(tmp_path, 20)}")
+    first, again, other = (load_data(section, seed) for seed in (0, 0, 1))
+    assert _rows(first.test) == _rows(again.test) != _rows(other.test)
+
+
 # What goes wrong
 
 
@@ -238,6 +265,31 @@ def _break_count(folder: Path) -> None:
     _make_folder(folder, {"train": 3})
 
 
+def _break_empty_folder(folder: Path) -> None:
+    folder.mkdir()
+
+
+def _break_name_of_split(folder: Path) -> None:
+    _make_folder(folder, {"train": 10, "validation": 5})
+
+
+def _break_other_name_of_split(folder: Path) -> None:
+    _make_folder(folder, {"train": 10, "valid": 5})
+
+
+def _break_capital(folder: Path) -> None:
+    _make_folder(folder, {"Train": 10, "Test": 5})
+
+
+def _break_class_folders(folder: Path) -> None:
+    _class_folders(folder, 2)
+
+
+def _break_empty_class_folder(folder: Path) -> None:
+    _class_folders(folder)
+    (folder / "dog").mkdir()
+
+
 @pytest.mark.parametrize(
     ("damage", "rule", "value", "step"),
     [
@@ -250,6 +302,12 @@ def _break_count(folder: Path) -> None:
         (_break_text, "must be readable", "cat/006.jpg", "replace"),
         (_break_size, "one size", "cat/007.png is 9x4", "set data.image_size"),
         (_break_count, "to every split", "'ant' has 3", "add images"),
+        (_break_empty_folder, "one folder per class", "data", "make one"),
+        (_break_name_of_split, "train, val, test", "has validation", "rename it val"),
+        (_break_other_name_of_split, "train, val, test", "has valid", "rename it val"),
+        (_break_capital, "train, val, test", "has Test", "rename it test"),
+        (_break_class_folders, "each class has an example for each split", "'ant' has 2 of 3", "add examples"),
+        (_break_empty_class_folder, "each class has images", "dog", "add some"),
     ],
 )
 def test_a_bad_folder_gets_one_line(
@@ -268,6 +326,19 @@ def test_a_bad_folder_gets_one_line(
         ({"source": "image_folder:x"}, "data.source is", "'image_folder:x'", "mean imagefolder:DIR?"),
         ({"source": "imagefolder"}, "data.source is", "'imagefolder'", "mean imagefolder:DIR?"),
         ({"source": "s3:bucket"}, "data.source is", "'s3:bucket'", "use one of these"),
+        ({"source": "digits"}, "data.source is", "'digits'", "use one of these"),
+        ({"source": "txt:a.tsv"}, "data.source is", "'txt:a.tsv'", "mean text:FILE?"),
+        ({"source": "torchvison:CIFAR10"}, "data.source is", "'torchvison:CIFAR10'", "mean torchvision:NAME?"),
+        ({"source": "function:load"}, "data.source is", "'function:load'", "use one of these"),
+        ({"source": "no module.at all:load"}, "data.source is", "'no module.at all:load'", "use one of these"),
+        ({"source": "no.such.module:load"}, "must import", "No module named 'no'", "correct"),
+        ({"source": "own.py:load"}, "names a file", "own.py does not exist", "correct the path"),
+        ({"source": "text:a.txt"}, "a table is a file", "a.txt does not exist", "correct"),
+        ({"validation": "b.tsv"}, "data.validation goes with the source text:", "sklearn:digits", "remove it"),
+        ({"text_columns": ["a"]}, "goes with the source text: or hf:", "sklearn:digits", "remove it"),
+        ({"arguments": {"a": 1}}, "torchvision: or a function", "sklearn:digits", "remove it"),
+        ({"exclude_overlap": True}, "data.exclude_overlap goes with", "sklearn:digits", "remove it"),
+        ({"source": "npz:a.npz", "image_size": 8}, "data.image_size goes with", "npz:a.npz", "remove it"),
         ({"source": "sklearn:iris"}, "digits", "sklearn:iris", "write sklearn:digits"),
         ({"mean": [0.1, 0.2], "std": [1, 1]}, "one number per channel", "have 1, it has 2", "give 1"),
         ({"mean": [0.1], "std": [1, 1]}, "data.std has one", "have 1, it has 2", "give 1"),

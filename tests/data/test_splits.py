@@ -114,7 +114,9 @@ def test_a_split_or_class_without_examples_is_named(
 
 
 def test_a_class_may_be_absent_from_test() -> None:
-    check_labels({"train": torch.tensor([0, 1]), "validation": torch.tensor([1, 0]), "test": torch.tensor([1])}, NAMES[:2])
+    check_labels(
+        {"train": torch.tensor([0, 1]), "validation": torch.tensor([1, 0]), "test": torch.tensor([1])}, NAMES[:2]
+    )
 
 
 def test_calibration_is_drawn_from_train_without_repetition() -> None:

@@ -16,7 +16,7 @@ def _write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def test_a_line_of_a_tsv_file_is_an_example_whatever_its_quotation_marks(tmp_path: Path) -> None:
-    lines = ['"a good film', "it 's \"so\" so", 'ends in "', "", "NA", "null", "3"]
+    lines = ['"a good film', 'it \'s "so" so', 'ends in "', "", "NA", "null", "3"]
     path = _write(tmp_path, "a.tsv", "sentence\tlabel\n" + "".join(f"{line}\t1\n" for line in lines))
     table = read_table(path)
     assert table["sentence"].tolist() == lines
@@ -77,7 +77,11 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("columns", "label", "parts"),
     [
-        (("sentense",), "label", ["data.text_columns", "has sentence, other, label and no 'sentense'", "mean sentence?"]),
+        (
+            ("sentense",),
+            "label",
+            ["data.text_columns", "has sentence, other, label and no 'sentense'", "mean sentence?"],
+        ),
         (("sentence",), "class", ["data.label_column", "and no 'class'", "check the name"]),
         (("sentence", "other"), "label", ["each row has a text", "2 of 3 rows of test", "'other'", "row 2 with ' '"]),
     ],

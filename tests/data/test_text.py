@@ -130,7 +130,7 @@ def test_without_further_files_the_splits_are_cut_seeded_and_stratified(folder: 
     assert [len(task.train), len(task.validation), len(task.test)] == [63, 9, 18]
     assert torch.bincount(task.test.labels).tolist() == [9, 9]
     parts = [_texts(split, folder) for split in (task.train, task.validation, task.test)]
-    assert sorted(sum(parts, [])) == sorted(text for text, _ in _lines(folder, "train.tsv"))
+    assert sorted(text for part in parts for text in part) == sorted(text for text, _ in _lines(folder, "train.tsv"))
     assert _texts(_load(folder).test, folder) == parts[2]
 
 

@@ -119,7 +119,7 @@ def test_nothing_is_printed_or_logged(folder: Path, capfd: pytest.CaptureFixture
 def test_a_tokeniser_that_is_not_there_gets_one_line(tmp_path: Path) -> None:
     refusal(lambda: load_tokenizer(None, 8), ["texts need a tokeniser", "data.tokenizer is not set", "give the folder"])
     refusal(lambda: load_tokenizer("/no/model", 8), ["data.tokenizer", "/no/model does not", "correct the path"])
-    refusal(lambda: load_tokenizer("package:no_such/model", 8), ["the package no_such", "not installed", "pip"])
+    refusal(lambda: load_tokenizer("package:no_such/model", 8), ["the package no_such", "none of that name", "pip"])
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     refusal(lambda: load_tokenizer(str(tmp_path), 8), ["data.tokenizer", str(tmp_path), "save_pretrained"])
     (tmp_path / "tokenizer.json").write_text("{}")

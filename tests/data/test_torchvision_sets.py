@@ -178,4 +178,6 @@ def test_a_set_of_something_else_gets_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "images" / "a"
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes(b"no image")
-    refusal(lambda: _load("ImageFolder", folder.parent), ["an image with its class number", "example 0 of train", "repair"])
+    refusal(
+        lambda: _load("ImageFolder", folder.parent), ["an image with its class number", "example 0 of train", "repair"]
+    )
