@@ -283,9 +283,10 @@ def _train_base_(inputs: Inputs, schedule: Schedule, watcher: Watcher, kept: Pat
 def _training_digest(inputs: Inputs) -> str:
     """What a trained base depends on: start, data and settings."""
     config, digest = inputs.config, hashlib.sha256(weights_digest(inputs.base).encode())
-    sections = (config.model, config.data, config.task, config.baseline, config.training)
-    digest.update(repr([section.model_dump(mode="json") for section in sections]).encode())
-    digest.update(str(config.study.seed).encode())
+    training = {key: getattr(config.training, key) for key in ("batch_size", "weight_decay", "optimizer", "views")}
+    settings = [config.task.loss, config.baseline.model_dump(), training, config.study.seed]
+    settings += [config.data.augment, config.data.augment_padding, config.data.mean, config.data.std]
+    digest.update(repr(settings).encode())
     for tensor in (*inputs.data.train.inputs, inputs.data.train.labels):
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]

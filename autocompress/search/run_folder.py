@@ -105,7 +105,8 @@ def _identity(config: StudyConfig) -> dict[str, dict[str, Any]]:
         del content[section][key]
     folder = content["data"].pop("folder")
     if folder:  # the same study over data that moved
-        for section, key in (("data", "source"), ("model", "source"), ("model", "weights")):
+        places = [("data", key) for key in ("source", "validation", "test", "tokenizer")]
+        for section, key in (*places, ("model", "source"), ("model", "weights")):
             if content[section][key]:
                 content[section][key] = content[section][key].replace(folder, "{data}")
     return content
