@@ -185,6 +185,8 @@ def test_files_of_one_name_are_kept_apart(tmp_path: Path, networks: str) -> None
     ],
 )
 def test_a_bad_reference_gets_one_line(networks: str, tmp_path: Path, source: str, parts: list[str]) -> None:
+    if source.startswith("timm:"):
+        pytest.importorskip("timm")
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0\n")
     message = _refusal(lambda: _model(source.format(networks=networks, broken=broken)))

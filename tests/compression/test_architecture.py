@@ -97,10 +97,59 @@ class Awkward(nn.Module):
 
 def test_blocks_that_cannot_go_are_left_out_with_the_reason() -> None:
     blocks, left_out = find_blocks(Awkward().eval(), (torch.randn(3, 4),))
-    # called twice or with more than one argument: not a block; fewer than two layers: not one either
-    assert [(block.name, block.run) for block in blocks] == [("plain", "")]
+    # called twice: not a block; fewer than two layers: not one either
+    assert [(block.name, block.run) for block in blocks] == [("plain", ""), ("with_argument", "")]
     assert list(left_out) == ["read"]
     assert "gain" in left_out["read"]
+
+
+def test_a_block_with_further_arguments_passes_its_first_one_on() -> None:
+    network, x = Awkward().eval(), torch.randn(3, 4)
+    without = drop_blocks(network, ("with_argument",))
+    with torch.no_grad():
+        before = network.single(network.twice(network.twice(network.read(network.plain(x)) * network.read.gain)))
+        assert torch.equal(without(x), before)
+
+
+class Layer(nn.Module):
+    """Two blocks that keep the shape, in one that does: a layer of an encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.mlp = Pair(), Pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.attention(x))
+
+
+class Encoder(nn.Module):
+    """Keeps the shape as a whole; layers in a row stand in a module that stands beside a lone block."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.before = Pair()
+        self.body = nn.ModuleList(Layer() for _ in range(layers))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        for layer in self.body:
+            x = layer(x)
+        return self.head(x)
+
+
+def test_layers_in_a_row_are_blocks_and_what_is_in_them_is_not() -> None:
+    blocks, left_out = find_blocks(Encoder(3).eval(), (torch.randn(2, 4),))
+    assert [(block.name, block.run) for block in blocks] == [
+        ("before", ""), ("body.0", "body"), ("body.1", "body"), ("body.2", "body")
+    ]  # fmt: skip
+    assert left_out == {}
+
+
+def test_where_there_is_no_row_the_smallest_modules_are_blocks() -> None:
+    blocks, _ = find_blocks(Encoder(1).eval(), (torch.randn(2, 4),))
+    # `attention` and `mlp` of the only layer are of one class, so they are the row
+    assert [block.name for block in blocks] == ["before", "body.0.attention", "body.0.mlp"]
 
 
 def test_an_unknown_block_is_an_error(resnet20: nn.Module) -> None:

@@ -183,7 +183,6 @@ def test_a_ratio_of_zero_gives_an_equal_copy(resnet20: nn.Module) -> None:
         assert torch.equal(copied(*images()), resnet20(*images()))
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.5])
-def test_a_ratio_of_no_group_is_an_error(resnet20: nn.Module, ratio: float) -> None:
+def test_a_ratio_of_no_group_is_an_error(resnet20: nn.Module) -> None:
     with pytest.raises(KeyError, match=r"layer9\.0\.conv1"):
-        prune(resnet20, images(), {"layer9.0.conv1": ratio}, 8)
+        prune(resnet20, images(), {"layer9.0.conv1": 0.5}, 8)
