@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -78,7 +78,7 @@ def search(
     root = out or Path("runs") / config.study.name
     resume = " ".join(["autocompress", *sys.argv[1:]])
     run = _search(config, root, storage, resume)
-    _show_results(run, config)
+    _show_results(run)
 
 
 def _search(config: StudyConfig, root: Path, storage: str | None, resume: str) -> RunFolder:
@@ -94,53 +94,21 @@ def _search(config: StudyConfig, root: Path, storage: str | None, resume: str) -
     except KeyboardInterrupt:
         run = RunFolder(root)
         if run.study_file.is_file() and read_candidates(run):
-            _show_results(run, config)
+            _show_results(run)
         raise Interrupted(f"the search was interrupted; nothing finished is lost; to go on: {resume}") from None
 
 
-def _show_results(run: RunFolder, config: StudyConfig) -> None:
+def _show_results(run: RunFolder) -> None:
     """Print the front, write the report, and say what to do next."""
     from rich.console import Console
 
     from autocompress.report.table import front_table_text
+    from autocompress.results import Results
 
-    frame = _frame(run)
-    Console(width=None if sys.stdout.isatty() else 160).print(front_table_text(frame))
-    path = _write_report(run, run.report)
-    print(f"report: {path}")
+    results = Results(run)
+    Console(width=None if sys.stdout.isatty() else 160).print(front_table_text(results.candidates))
+    print(f"report: {results.report()}")
     print(f"export a member: autocompress export {run.root} --trial N -o DIR")
-
-
-def _frame(run: RunFolder) -> Any:
-    from autocompress.report.frame import candidates_frame
-    from autocompress.search.run_folder import read_baseline, read_candidates, run_config
-
-    return candidates_frame(read_candidates(run), read_baseline(run), run_config(run).objective)
-
-
-def _write_report(run: RunFolder, path: Path) -> Path:
-    from autocompress.report.page import write_report
-    from autocompress.search.run_folder import (
-        read_analysis,
-        read_baseline,
-        read_candidates,
-        read_facts,
-        run_config,
-    )
-    from autocompress.search.session import open_study
-
-    config = run_config(run)
-    facts = read_facts(run) | {"analysis": read_analysis(run).model_dump(mode="json"), "run_folder": str(run.root)}
-    study = open_study(run, config, None) if run.journal.is_file() else None
-    write_report(
-        path,
-        config=config,
-        baseline=read_baseline(run),
-        candidates=read_candidates(run),
-        facts=facts,
-        study=study,
-    )
-    return path
 
 
 @app.command()
@@ -153,19 +121,18 @@ def front(
 
     from rich.console import Console
 
-    from autocompress.report.frame import front_records, front_rows
+    from autocompress.report.frame import front_records
     from autocompress.report.table import front_table_text
+    from autocompress.results import Results
     from autocompress.search.run_folder import open_run
 
-    folder = open_run(run)
-    frame = _frame(folder)
-    frame["artifact"] = [str(folder.artifact(int(number))) for number in frame["trial"]]
+    results = Results(open_run(run))
     if format == "json":
-        print(json.dumps(front_records(frame), indent=1))
+        print(json.dumps(front_records(results.candidates), indent=1))
     elif format == "csv":
-        print(front_rows(frame).to_csv(index=False), end="")
+        print(results.front.to_csv(index=False), end="")
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(front_table_text(frame))
+        Console(width=None if sys.stdout.isatty() else 160).print(front_table_text(results.candidates))
 
 
 @app.command()
@@ -176,13 +143,10 @@ def report(
     ] = None,
 ) -> None:
     """Write the report page of a run: one file, works offline."""
+    from autocompress.results import Results
     from autocompress.search.run_folder import open_run
 
-    folder = open_run(run)
-    path = output or folder.report
-    if not path.parent.is_dir():
-        raise RunError(f"the report's folder must exist; {path.parent} does not; make it first")
-    print(_write_report(folder, path))
+    print(Results(open_run(run)).report(output))
 
 
 @app.command()
@@ -199,15 +163,14 @@ def export(
     to: Annotated[Literal["onnx"], typer.Option(help="Format.")] = "onnx",
 ) -> None:
     """Copy one candidate out of a run, verified, with its card."""
-    from autocompress.report.selection import select_best
-    from autocompress.search.delivery import export_candidate
+    from autocompress.results import Results
     from autocompress.search.run_folder import open_run
 
     if (trial is None) == (best is None):
         raise RunError("export takes one of --trial N and --best EXPR; got both or neither; give one")
-    folder = open_run(run)
-    number = trial if trial is not None else select_best(_frame(folder), best or "")
-    print(f"trial {number}: {export_candidate(folder, number, output)}")
+    results = Results(open_run(run))
+    number = trial if trial is not None else results.choose(best or "")
+    print(f"trial {number}: {results.export(output, trial=number)}")
 
 
 @app.command()

@@ -288,11 +288,12 @@ def load_study(path: Path, data_folder: str | None = None, overrides: Mapping[st
     try:
         config = StudyConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first_problem(error)}") from error
+        raise ConfigError(f"{path}: {first_problem(error)}") from error
     return _resolve_paths(config, path.resolve().parent, data_folder)
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """One line about the first thing that is wrong."""
     problem = error.errors(include_url=False)[0]
     # A section and a key, then positions in lists; pydantic also names the branches of a union there.
     location = ".".join(str(part) for i, part in enumerate(problem["loc"]) if i < 2 or isinstance(part, int))
@@ -345,8 +346,13 @@ def _resolve_paths(config: StudyConfig, base: Path, data_folder: str | None) -> 
         kind, _, path = (resolve(text) or "").partition(":")
         return f"{kind}:{resolve_path(path)}" if kind in _KINDS_WITH_PATHS and path else resolve_file(text)
 
+    def resolve_model(text: str) -> str | None:
+        # hf:NAME may be a model of the hub
+        is_hub = text.startswith("hf:") and "{data}" not in text and not (base / text.removeprefix("hf:")).is_dir()
+        return text if is_hub else resolve_source(text)
+
     model = config.model.model_copy(
-        update={"source": resolve_source(config.model.source), "weights": resolve_path(config.model.weights)}
+        update={"source": resolve_model(config.model.source), "weights": resolve_path(config.model.weights)}
     )
     data = config.data.model_copy(
         update={

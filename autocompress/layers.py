@@ -27,9 +27,11 @@ Axes = Sequence[Mapping[int, str]]
 """For each input its axes of any length besides the first, by position."""
 
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding)
-_WEIGHT_ARGUMENT: dict[Any, int] = {aten.linear.default: 1, aten.addmm.default: 2, aten.embedding.default: 0} | dict.fromkeys(
-    _CONVOLUTIONS, 1
-)
+_WEIGHT_ARGUMENT: dict[Any, int] = {
+    aten.linear.default: 1,
+    aten.addmm.default: 2,
+    aten.embedding.default: 0,
+} | dict.fromkeys(_CONVOLUTIONS, 1)
 _BIAS_ARGUMENT: dict[Any, int] = {aten.linear.default: 2, aten.addmm.default: 0} | dict.fromkeys(_CONVOLUTIONS, 2)
 _IN_PLACE = {"add_", "mul_", "relu_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "leaky_relu_", "elu_"}
 """Operators whose input is read afterwards through their output; writing into a slice is something else."""
@@ -169,10 +171,10 @@ def _plain(module: nn.Module) -> torch.fx.GraphModule:
             later = [user for user in node.args[0].users if user > node]
             for user in later:
                 user.replace_input_with(node.args[0], node)
-    plain = torch.fx.GraphModule(module, graph)
-    plain.graph.set_codegen(graph._codegen)
-    plain.recompile()
-    return plain.eval()
+        elif node.op == "output":
+            (node.args,) = node.args  # the one output itself, not a tuple of it
+    graph.set_codegen(torch.fx.graph.CodeGen())  # inputs as they are, not as trees
+    return torch.fx.GraphModule(module, graph).eval()
 
 
 def _out_of_place(target: Any) -> Any:

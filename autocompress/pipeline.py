@@ -288,7 +288,9 @@ def compare(data: TaskData, split: Split, own: NDArray[Any], baseline: NDArray[A
         )
     if data.metric is None:
         return compare_hits(own, baseline)
-    return compare_scores(own, baseline, lambda outputs, rows: score(data, outputs, split.labels[torch.from_numpy(rows)]))
+    return compare_scores(
+        own, baseline, lambda outputs, rows: score(data, outputs, split.labels[torch.from_numpy(rows)])
+    )
 
 
 def score(data: TaskData, outputs: NDArray[np.float32], targets: Tensor) -> float:

@@ -53,6 +53,9 @@ class LoadedModel:
     new: tuple[str, ...] = ()
 
 
+_EXTRAS = {"transformers": "text"}
+
+
 def import_extra(package: str) -> ModuleType:
     """A package of an extra of autocompress, such as timm, that itself imports torchvision.
 
@@ -65,7 +68,7 @@ def import_extra(package: str) -> ModuleType:
     except ImportError as error:
         raise ModelError(
             f"this model.source needs the package {package}; {one_line(error)}; "
-            f'install it with pip install "autocompress[{package}]"'
+            f'install it with pip install "autocompress[{_EXTRAS.get(package, package)}]"'
         ) from error
 
 

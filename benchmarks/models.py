@@ -22,7 +22,6 @@ from typing import Any
 import optuna
 import torch
 
-
 from autocompress.analysis import Analysis, analyse
 from autocompress.compression.distillation import Acceleration, Teacher
 from autocompress.config import SpaceSection, TargetSection, TrainingSection
@@ -125,7 +124,9 @@ def row(figures: dict[str, Any]) -> str:
     if "failed" in figures:
         return f"| {figures['network']} | failed: {figures['failed']} |" + " |" * 9
     agreement = figures["parity"]
-    same = f"{agreement['top1_agreement']:.1%}" if "top1_agreement" in agreement else f"{agreement['relative_error']:.0e}"
+    same = (
+        f"{agreement['top1_agreement']:.1%}" if "top1_agreement" in agreement else f"{agreement['relative_error']:.0e}"
+    )
     cells = [
         figures["network"],
         f"{figures['parameters'] / 1e6:.2f}",
@@ -165,7 +166,9 @@ def write_table(results: dict[str, dict[str, Any]], path: Path) -> None:
     known = [results[name] for name in NETWORKS if name in results]
     enough = sum(figures.get("removed", 0) >= LEAST_REMOVED for figures in known)
     passed = sum("failed" not in figures for figures in known)
-    summary = f"\n{passed} of {len(known)} pass; {enough} with {LEAST_REMOVED:.0%} or more of their parameters removed.\n"
+    summary = (
+        f"\n{passed} of {len(known)} pass; {enough} with {LEAST_REMOVED:.0%} or more of their parameters removed.\n"
+    )
     path.write_text(HEADER + "\n".join(map(row, known)) + "\n" + summary, encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -83,9 +83,7 @@ def _groups_of(
             left_out[name] = f"its channels' dependencies take longer than {TIME_LIMIT_S:.0f} s to follow"
             break
         made = {
-            names.get(item.dep.target.module, "")
-            for item in group
-            if graph.is_out_channel_pruning_fn(item.dep.handler)
+            names.get(item.dep.target.module, "") for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)
         }
         members |= made - {""}
         if not made & taken:

@@ -38,16 +38,27 @@ def load_function(reference: str, config: DataSection, seed: int, classification
         DataError: a reference that does not import, a function that raises or returns something else, or
             arrays that :func:`~autocompress.data.arrays.array_task` refuses.
     """
-    returned = _call(reference, config.arguments)
-    if isinstance(returned, TaskData):
+    return given_task(_call(reference, config.arguments), reference, config, seed, classification)
+
+
+def given_task(given: Any, source: str, config: DataSection, seed: int, classification: bool = True) -> TaskData:
+    """The task of data in any of the forms that a function may return.
+
+    Args:
+        source: what messages call their origin.
+
+    Raises:
+        DataError: another form, or arrays that :func:`~autocompress.data.arrays.array_task` refuses.
+    """
+    if isinstance(given, TaskData):
         refuse_image_options(config, "a TaskData")
-        return returned
-    _check_mapping(returned, reference)
-    class_names = _class_names(returned, reference)
-    splits = {name: _arrays(returned[name], name, reference) for name in SPLIT_NAMES if returned.get(name) is not None}
+        return given
+    _check_mapping(given, source)
+    class_names = _class_names(given, source)
+    splits = {name: _arrays(given[name], name, source) for name in SPLIT_NAMES if given.get(name) is not None}
     by_name = isinstance(splits["train"][0], Mapping)
-    given = {name: Arrays(_named(inputs), labels) for name, (inputs, labels) in splits.items()}
-    return array_task(given, by_name, class_names, config, seed, classification)
+    arrays = {name: Arrays(_named(inputs), labels) for name, (inputs, labels) in splits.items()}
+    return array_task(arrays, by_name, class_names, config, seed, classification)
 
 
 def _call(reference: str, arguments: Mapping[str, Any]) -> Any:

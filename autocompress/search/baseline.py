@@ -95,9 +95,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
     data = load_task(config)
     torch.manual_seed(config.study.seed)
     loaded = load_base(config.model, len(data.class_names))
-    base = adapt(loaded.module, data.input_names, data.by_name, data.example_inputs(2)).eval()
-    check_fit(base, data)
-    _check_task(base, data)
+    base = fit_together(loaded.module, data)
     space = None
     if config.space.model_space is not None:
         space = load_space(
@@ -106,6 +104,18 @@ def load_inputs(config: StudyConfig) -> Inputs:
         )
     train = config.baseline.train
     return Inputs(config, data, base, space, loaded.pretrained != "whole" if train is None else train)
+
+
+def fit_together(model: nn.Module, data: TaskData) -> nn.Module:
+    """The model as it takes the data's inputs by position, tried on the first examples with loss and metric.
+
+    Raises:
+        UserError: model, data, loss or metric do not fit each other.
+    """
+    base = adapt(model, data.input_names, data.by_name, data.example_inputs(2)).eval()
+    check_fit(base, data)
+    _check_task(base, data)
+    return base
 
 
 def load_task(config: StudyConfig) -> TaskData:
@@ -284,7 +294,7 @@ def _training_digest(inputs: Inputs) -> str:
     """What a trained base depends on: start, data and settings."""
     config, digest = inputs.config, hashlib.sha256(weights_digest(inputs.base).encode())
     training = {key: getattr(config.training, key) for key in ("batch_size", "weight_decay", "optimizer", "views")}
-    settings = [config.task.loss, config.baseline.model_dump(), training, config.study.seed]
+    settings: list[Any] = [config.task.loss, config.baseline.model_dump(), training, config.study.seed]
     settings += [config.data.augment, config.data.augment_padding, config.data.mean, config.data.std]
     digest.update(repr(settings).encode())
     for tensor in (*inputs.data.train.inputs, inputs.data.train.labels):

@@ -178,7 +178,9 @@ def _limits_table(limits: LimitsSection, found: dict[str, dict[str, float]]) -> 
         amounts = [amounts.get(name) for amounts in found.values()]
         cells = ["-" if a is None else "met" if a <= 0 else f"{math.exp(a):.2f} times over" for a in amounts]
         known = [a for a in amounts if a is not None]
-        verdict = "only training can tell" if not known else "can be met" if min(known) <= 0 else "CANNOT be met: loosen it"
+        verdict = (
+            "only training can tell" if not known else "can be met" if min(known) <= 0 else "CANNOT be met: loosen it"
+        )
         rows.append([name, str(values[name]), *cells, verdict])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     yield from ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -155,7 +155,9 @@ class Space:
                 relation_weight=draw.amount("relation_weight", *section.relation_weight),
             ),
             quantization=QuantizationSpec(
-                precisions={layer.name: self._precision(draw, layer, position) for layer, position in _positions(layers)}
+                precisions={
+                    layer.name: self._precision(draw, layer, position) for layer, position in _positions(layers)
+                }
             ),
             training=TrainingSpec(steps=self.steps(family), start=self.base_digest),
             seed=self.seed + number,

@@ -54,13 +54,16 @@ ENDING_SECONDS = 4.0
 """Kept back for each candidate's export, evaluation and timing when a training is cut to the time left."""
 
 
-def search(config: StudyConfig, root: Path, watcher: Watcher, storage: str | None = None) -> RunFolder:
+def search(
+    config: StudyConfig, root: Path, watcher: Watcher, storage: str | None = None, inputs: Inputs | None = None
+) -> RunFolder:
     """Run or resume a study until its totals are used.
 
     Args:
         config: the validated study.
         root: the run folder; made if it is not there.
         storage: an SQLAlchemy URL; without it a journal in the run folder.
+        inputs: model and data that are loaded already; by default those that the study names.
 
     Raises:
         UserError: the input is wrong; nothing is left behind.
@@ -70,7 +73,7 @@ def search(config: StudyConfig, root: Path, watcher: Watcher, storage: str | Non
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if storage is not None:
         reach(storage)
-    inputs = load_inputs(config)
+    inputs = inputs or load_inputs(config)
     run = ensure_run(root, inputs, watcher)
     rank = sweep(run.workers) if run.workers.is_dir() else 0
     with working(run.workers) as worker:

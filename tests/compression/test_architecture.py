@@ -111,12 +111,16 @@ def test_a_block_with_further_arguments_passes_its_first_one_on() -> None:
         assert torch.equal(without(x), before)
 
 
+class Mlp(Pair):
+    """Of another class than what stands beside it."""
+
+
 class Layer(nn.Module):
-    """Two blocks that keep the shape, in one that does: a layer of an encoder."""
+    """Two modules that keep the shape, in one that does: a layer of an encoder."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention, self.mlp = Pair(), Pair()
+        self.attention, self.mlp = Pair(), Mlp()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.attention(x))
@@ -148,7 +152,6 @@ def test_layers_in_a_row_are_blocks_and_what_is_in_them_is_not() -> None:
 
 def test_where_there_is_no_row_the_smallest_modules_are_blocks() -> None:
     blocks, _ = find_blocks(Encoder(1).eval(), (torch.randn(2, 4),))
-    # `attention` and `mlp` of the only layer are of one class, so they are the row
     assert [block.name for block in blocks] == ["before", "body.0.attention", "body.0.mlp"]
 
 
