@@ -192,6 +192,8 @@ class SpaceSection(_Section):
     model_space_arguments: dict[str, Any] = Field(default_factory=dict)
     model_space_sparsity: tuple[Fraction, ...] = (0.0,)
     sparsity: tuple[Fraction, ...] = (0.0, 0.25, 0.5, 0.75)
+    head_sparsity: tuple[Fraction, ...] | None = Field(default=None, description="of attentions; as sparsity")
+    mlp_sparsity: tuple[Fraction, ...] | None = Field(default=None, description="of hidden units; as sparsity")
     channel_multiple: Annotated[int, Field(ge=1)] = 8
     precision: tuple[Precision, ...] = tuple(p for p in Precision if not p.dynamic)
     alpha: Range = (0.3, 1.0)
@@ -204,8 +206,10 @@ class SpaceSection(_Section):
     def _decides_something(self) -> SpaceSection:
         if not self.base and self.model_space is None:
             raise ValueError("a space needs a family: base = true, a model_space, or both")
-        for name in ("sparsity", "model_space_sparsity", "precision"):
+        for name in ("sparsity", "head_sparsity", "mlp_sparsity", "model_space_sparsity", "precision"):
             options = getattr(self, name)
+            if options is None:
+                continue
             if not options or len(set(options)) != len(options):
                 shown = [str(option) for option in options]
                 raise ValueError(f"{name} lists at least one option, each once; got {shown}")

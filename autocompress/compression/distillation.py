@@ -30,6 +30,8 @@ from autocompress.plan import DistillationSpec
 
 WARM_UP_FRACTION = 0.15
 BATCHES_OF_LIKE_LENGTH = 32
+STEP_RATE = 0.01
+"""Learning rate of quantiser steps under AdamW, as a share of the weights'."""
 FEATURES = "classifier_features"
 """The module of a traced network whose input enters the classifier."""
 CACHE_LIMIT_BYTES = 2**30
@@ -240,10 +242,10 @@ def train_(
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     lessons = _Lessons(student, teacher, data, spec)
     parameters = [p for p in (*student.parameters(), *lessons.regressors.to(device).parameters()) if p.requires_grad]
-    optimiser = _optimiser(parameters, schedule)
+    optimiser = _optimiser(student, parameters, schedule)
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
-        max_lr=schedule.learning_rate,
+        max_lr=[group["lr"] for group in optimiser.param_groups],
         total_steps=schedule.steps + 1,
         pct_start=WARM_UP_FRACTION,
         cycle_momentum=False,
@@ -336,11 +338,16 @@ class _Lessons:
         return loss
 
 
-def _optimiser(parameters: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    groups = _with_decay_on_weights(parameters, schedule.weight_decay)
-    if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=0.9, nesterov=True)
+def _optimiser(student: nn.Module, parameters: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
+    if schedule.optimizer == "sgd":
+        groups = _with_decay_on_weights(parameters, schedule.weight_decay)
+        return torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=0.9, nesterov=True)
+    steps = {id(p) for name, p in student.named_parameters() if name.endswith(".step") and "parametrizations" in name}
+    groups = _with_decay_on_weights([p for p in parameters if id(p) not in steps], schedule.weight_decay)
+    # Adam moves every parameter by the rate, whatever its size, and a grid's step is far smaller than a weight
+    rate = schedule.learning_rate * STEP_RATE
+    groups.append({"params": [p for p in parameters if id(p) in steps], "weight_decay": 0.0, "lr": rate})
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.learning_rate, fused=True)
 
 
 def classifier_width(model: nn.Module) -> int:

@@ -143,7 +143,7 @@ class Space:
             architecture=architecture,
             pruning=PruningSpec(
                 ratios={
-                    group.name: draw.level(SPARSITY_KINDS[group.kind], group.name, ratios, position)
+                    group.name: draw.level(SPARSITY_KINDS[group.kind], group.name, ratios[group.kind], position)
                     for group, position in _positions(groups)
                 }
             ),
@@ -174,20 +174,27 @@ class Space:
 
     def _network(
         self, draw: Draw, family: str
-    ) -> tuple[ArchitectureSpec, tuple[Layer, ...], tuple[ChannelGroup, ...], tuple[float, ...]]:
-        """Architecture, its layers, its prunable groups, and the pruning ratios to choose from."""
+    ) -> tuple[ArchitectureSpec, tuple[Layer, ...], tuple[ChannelGroup, ...], dict[str, tuple[float, ...]]]:
+        """Architecture, its layers, its prunable groups, and the pruning ratios to choose from by kind of group."""
         if family == "base":
             dropped = self._dropped_blocks(draw) if self.section.drop_blocks else ()
             layers = tuple(layer for layer in self.base.layers if not _inside(layer.name, dropped))
             groups = tuple(group for group in self.base.groups if not _inside(group.name, dropped))
-            return ArchitectureSpec(dropped_blocks=dropped), layers, groups, self.section.sparsity
+            return ArchitectureSpec(dropped_blocks=dropped), layers, groups, self.base_ratios()
         labels = list(space_labels(self.model_space))
         member, choices = freeze(
             self.model_space,
             lambda label, options: draw.architecture(label, options, labels.index(label) / len(labels)),
         )
         layers, groups = self._member(member, repr(sorted(choices.items())))
-        return ArchitectureSpec(family="space", choices=choices), layers, groups, self.section.model_space_sparsity
+        ratios = dict.fromkeys(SPARSITY_KINDS, self.section.model_space_sparsity)
+        return ArchitectureSpec(family="space", choices=choices), layers, groups, ratios
+
+    def base_ratios(self) -> dict[str, tuple[float, ...]]:
+        """Pruning ratios of the base's groups by kind."""
+        section = self.section
+        own = {"channels": section.sparsity, "heads": section.head_sparsity, "mlp": section.mlp_sparsity}
+        return {kind: ratios if ratios is not None else section.sparsity for kind, ratios in own.items()}
 
     def _member(self, member: nn.Module, key: str) -> tuple[tuple[Layer, ...], tuple[ChannelGroup, ...]]:
         """Layers and groups of a member; samplers ask for the same ones again and again."""
@@ -284,15 +291,18 @@ def obvious_plans(space: Space, parametrisation: Callable[[Suggests], Draw]) -> 
         plans.append(NamedPlan(name, plan, None))
     if not section.base:
         return plans
-    for precision_index, sparsity_index in _uniform_levels(section):
-        bits, sparse = ("precision", "embedding"), SPARSITY_KINDS.values()
+    for precision_index in _uniform_levels(section):
+        bits = ("precision", "embedding")
+        ratios = {SPARSITY_KINDS[kind]: options for kind, options in space.base_ratios().items()}
+        middle = {kind: len(options) // 2 for kind, options in ratios.items()}
         choices = UniformChoices(
-            dict.fromkeys(bits, precision_index) | dict.fromkeys(sparse, sparsity_index),
-            dict.fromkeys(bits, len(section.precision)) | dict.fromkeys(sparse, len(section.sparsity)),
+            dict.fromkeys(bits, precision_index) | middle,
+            dict.fromkeys(bits, len(section.precision)) | {kind: len(options) for kind, options in ratios.items()},
             {"alpha": 0.7, "temperature": 4.0, "hint_weight": 0.0},
         )
         plan = space.suggest_plan(parametrisation(choices), 0)
-        name = f"uniform {section.precision[precision_index]}, {section.sparsity[sparsity_index]:.0%} pruned"
+        share = max(options[middle[kind]] for kind, options in ratios.items())
+        name = f"uniform {section.precision[precision_index]}, {share:.0%} pruned"
         plans.append(NamedPlan(name, plan, choices.params))
     return plans
 
@@ -303,8 +313,7 @@ def _plain_int8(section: SpaceSection) -> Precision:
     return Precision.W8A8_DYNAMIC if dynamic else Precision.W8A8
 
 
-def _uniform_levels(section: SpaceSection) -> list[tuple[int, int]]:
-    """(precision, sparsity) indices: the finest integer precision, and the middle one, at middle sparsity."""
+def _uniform_levels(section: SpaceSection) -> list[int]:
+    """Indices of the finest integer precision and of the middle one."""
     integer = [i for i, p in enumerate(section.precision) if p.integer_activations] or [0]
-    middle = len(section.sparsity) // 2
-    return list(dict.fromkeys([(integer[0], middle), (integer[len(integer) // 2], middle)]))
+    return list(dict.fromkeys([integer[0], integer[len(integer) // 2]]))
