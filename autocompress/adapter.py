@@ -30,13 +30,29 @@ class Passing(Enum):
 
 
 class Adapted(nn.Module):
-    """Takes tensors by position, passes them on as ``model`` takes them, and returns its logits."""
+    """Takes tensors by position, passes them on as ``model`` takes them, and returns its logits.
 
-    def __init__(self, model: nn.Module, input_names: tuple[str, ...], passing: Passing) -> None:
+    A network with heads for training only (GoogLeNet) is trained as it is deployed (``as_deployed``): its dropout
+    and batch norm train, and whatever has modules inside takes the path of evaluation, which is the one that is
+    traced, pruned and exported.
+    """
+
+    def __init__(
+        self, model: nn.Module, input_names: tuple[str, ...], passing: Passing, as_deployed: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.input_names = input_names
         self.passing = passing
+        self.as_deployed = as_deployed
+
+    def train(self, mode: bool = True) -> Adapted:
+        """Set the mode."""
+        super().train(mode)
+        if mode and self.as_deployed:
+            for module in self.model.modules():
+                module.training = not any(True for _ in module.children())
+        return self
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Inputs in the order of ``input_names``, each (n, ...) -> logits (n, ...)."""
@@ -66,6 +82,7 @@ def adapt(model: nn.Module, input_names: tuple[str, ...], by_name: bool, example
     probe = _copy(model).eval()
     passing = _passing(probe, input_names, by_name, example)
     plain = passing is Passing.BY_POSITION
+    forms = set()
     for mode in ("evaluation", "training"):
         output = _try(probe.train(mode == "training"), input_names, passing, example)
         if one_tensor(output) is None:
@@ -74,7 +91,8 @@ def adapt(model: nn.Module, input_names: tuple[str, ...], by_name: bool, example
                 "return a tensor, or a tuple or dictionary with one"
             )
         plain = plain and isinstance(output, Tensor)
-    return model if plain else Adapted(model, input_names, passing)
+        forms.add(type(output))
+    return model if plain else Adapted(model, input_names, passing, as_deployed=len(forms) > 1)
 
 
 def check_fit(model: nn.Module, data: TaskData) -> None:

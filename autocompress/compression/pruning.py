@@ -8,6 +8,7 @@ once on a copy, because a group that is sized wrongly must not reach the search.
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,13 +157,22 @@ def prune(
         if not ratios[name]:
             continue
         group = _group_of(graph, layer, None)
-        scores = importance(group)
-        kept = kept_channels(len(scores), ratios[name], multiple)
+        scores, parts = importance(group), _convolution_groups(group)
+        kept = kept_channels(len(scores), ratios[name], math.lcm(multiple, parts))
         if kept < len(scores):
-            # a stable sort, so that equal scores give the same channels on every run
-            order = torch.argsort(scores, stable=True)
-            _group_of(graph, layer, order[: len(scores) - kept].tolist()).prune()
+            # each group of a grouped convolution gives the same number; a stable sort, so that equal scores give
+            # the same channels on every run
+            order = scores.reshape(parts, -1).argsort(dim=1, stable=True)[:, : (len(scores) - kept) // parts]
+            first = torch.arange(parts)[:, None] * (len(scores) // parts)
+            _group_of(graph, layer, (order + first).flatten().tolist()).prune()
     return student
+
+
+def _convolution_groups(group: Any) -> int:
+    """Into how many groups a convolution divides these channels; 1 where none does, or each is one by itself."""
+    modules = [item.dep.target.module for item in group]
+    divided = [m.groups for m in modules if isinstance(m, nn.Conv1d | nn.Conv2d) and 1 < m.groups < m.in_channels]
+    return math.lcm(*divided)
 
 
 def _prune_inner_(student: nn.Module, width: InnerWidth, ratio: float, multiple: int) -> None:

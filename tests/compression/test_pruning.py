@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from networks import tiny_resnet
 from torch import Tensor, nn
 
+from autocompress.compression import pruning
 from autocompress.compression.architecture import drop_blocks
 from autocompress.compression.pruning import find_groups, kept_channels, prune
 from autocompress.layers import parameter_count
@@ -186,3 +187,12 @@ def test_a_ratio_of_zero_gives_an_equal_copy(resnet20: nn.Module) -> None:
 def test_a_ratio_of_no_group_is_an_error(resnet20: nn.Module) -> None:
     with pytest.raises(KeyError, match=r"layer9\.0\.conv1"):
         prune(resnet20, images(), {"layer9.0.conv1": 0.5}, 8)
+
+
+def test_groups_that_take_too_long_are_left_out(resnet20: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "TIME_LIMIT_S", 1e-6)
+    groups, left_out = find_groups(resnet20, images())
+    # what comes after it would take as long
+    assert groups == []
+    assert list(left_out) == ["conv1"]
+    assert "longer than" in left_out["conv1"]
