@@ -150,7 +150,9 @@ def _uncovered(network: nn.Module, layers: tuple[Layer, ...]) -> dict[str, str]:
     return {
         f"precision of {name}": "no convolution, linear layer or embedding alone reads it"
         for name, parameter in network.named_parameters()
-        if parameter.dim() >= 2 and name not in known and name.removesuffix(".weight") not in known
+        if sum(size > 1 for size in parameter.shape) > 1
+        and name not in known
+        and name.removesuffix(".weight") not in known
     }
 
 

@@ -52,7 +52,7 @@ from autocompress.stage_clock import StageClock
 
 EVALUATION_BATCH = 100
 CALIBRATION_BATCH = 64
-PARITY_EXAMPLES = 500
+PARITY_EXAMPLES = 250
 QUANTIZED_RATE = 0.15
 """Learning rate of the quantised phase, as a share of the float phase's: the network is nearly done."""
 

@@ -159,8 +159,12 @@ def _analysis_fact(label: str, value: Any) -> Fact:
         blocks = {run["name"]: ", ".join(run["blocks"]) for run in value}
         return Fact(text, str(sum(len(run["blocks"]) for run in value)), blocks)
     if label == "groups":
-        sizes = {group["name"]: f"{group['channels']} channels" for group in value}
+        kinds = {group["name"]: (group.get("inner") or {}).get("kind", "channels") for group in value}
+        units = {"mlp": "hidden units"}
+        sizes = {g["name"]: f"{g['channels']} {units.get(kinds[g['name']], kinds[g['name']])}" for g in value}
         return Fact(text, str(len(value)), sizes)
+    if label == "layers":
+        return Fact(text, str(len(value)), {layer["name"]: layer["kind"] for layer in value})
     if isinstance(value, list | tuple):
         return Fact(text, str(len(value)), {})
     return _fact(text, value)
