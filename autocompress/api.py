@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from autocompress.config import StudyConfig, first_problem
 from autocompress.data.function import given_task
+from autocompress.engine.baseline import Inputs, fit_together, training_threads
+from autocompress.engine.events import Silent, Watcher
+from autocompress.engine.study import search as run_search
 from autocompress.errors import ConfigError
 from autocompress.models import check_finite, load_space, weights_digest
 from autocompress.progress import watcher_for
 from autocompress.results import Results
-from autocompress.search.baseline import Inputs, fit_together, training_threads
-from autocompress.search.events import Silent, Watcher
-from autocompress.search.study import search as run_search
 
 LIVE = "live"
 """What a study file of such a run says instead of a source: the network and the data came from memory."""

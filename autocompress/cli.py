@@ -13,7 +13,7 @@ from autocompress.errors import AutocompressError, Interrupted, RunError, UserEr
 
 if TYPE_CHECKING:
     from autocompress.config import StudyConfig
-    from autocompress.search.run_folder import RunFolder
+    from autocompress.engine.run_folder import RunFolder
 
 app = typer.Typer(
     name="autocompress",
@@ -84,9 +84,9 @@ def search(
 def _search(config: StudyConfig, root: Path, storage: str | None, resume: str) -> RunFolder:
     from rich.console import Console
 
+    from autocompress.engine.run_folder import RunFolder, read_candidates
+    from autocompress.engine.study import search as run_search
     from autocompress.progress import watcher_for
-    from autocompress.search.run_folder import RunFolder, read_candidates
-    from autocompress.search.study import search as run_search
 
     try:
         with watcher_for(Console(), config) as watcher:
@@ -121,10 +121,10 @@ def front(
 
     from rich.console import Console
 
+    from autocompress.engine.run_folder import open_run
     from autocompress.report.frame import front_records
     from autocompress.report.table import front_table_text
     from autocompress.results import Results
-    from autocompress.search.run_folder import open_run
 
     results = Results(open_run(run))
     if format == "json":
@@ -143,8 +143,8 @@ def report(
     ] = None,
 ) -> None:
     """Write the report page of a run: one file, works offline."""
+    from autocompress.engine.run_folder import open_run
     from autocompress.results import Results
-    from autocompress.search.run_folder import open_run
 
     print(Results(open_run(run)).report(output))
 
@@ -163,8 +163,8 @@ def export(
     to: Annotated[Literal["onnx"], typer.Option(help="Format.")] = "onnx",
 ) -> None:
     """Copy one candidate out of a run, verified, with its card."""
+    from autocompress.engine.run_folder import open_run
     from autocompress.results import Results
-    from autocompress.search.run_folder import open_run
 
     if (trial is None) == (best is None):
         raise RunError("export takes one of --trial N and --best EXPR; got both or neither; give one")
@@ -185,8 +185,8 @@ def verify(
     """Check that an exported file still does what its card says; latency is printed, never failed."""
     from autocompress.config import load_study
     from autocompress.deploy.card import verify_folder
+    from autocompress.engine.delivery import latency_line, verify_accuracy
     from autocompress.errors import VerificationFailed
-    from autocompress.search.delivery import latency_line, verify_accuracy
 
     checks = verify_folder(folder)
     if study is not None and all(check.passed for check in checks):
@@ -203,7 +203,7 @@ def verify(
 def check(study: StudyArgument, data: DataOption = None) -> None:
     """Load everything, measure the baseline, try one candidate, and say how long the study takes."""
     from autocompress.config import load_study
-    from autocompress.search.preview import preview
+    from autocompress.engine.preview import preview
 
     for line in preview(load_study(study, data)):
         print(line, flush=True)

@@ -23,8 +23,8 @@ from rich.table import Table
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig
-from autocompress.search.events import Watcher
-from autocompress.search.pareto import front, hypervolume, objective_vector
+from autocompress.engine.events import Watcher
+from autocompress.engine.pareto import front, hypervolume, objective_vector
 
 MEMBERS_SHOWN = 12
 

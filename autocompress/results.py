@@ -5,12 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.errors import RunError
-from autocompress.report.frame import candidates_frame, front_rows
-from autocompress.report.page import write_report
-from autocompress.report.selection import select_best
-from autocompress.search.delivery import export_candidate
-from autocompress.search.run_folder import (
+from autocompress.engine.delivery import export_candidate
+from autocompress.engine.run_folder import (
     RunFolder,
     read_analysis,
     read_baseline,
@@ -18,7 +14,11 @@ from autocompress.search.run_folder import (
     read_facts,
     run_config,
 )
-from autocompress.search.session import open_study
+from autocompress.engine.session import open_study
+from autocompress.errors import RunError
+from autocompress.report.frame import candidates_frame, front_rows
+from autocompress.report.page import write_report
+from autocompress.report.selection import select_best
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Origin
+from autocompress.engine.pareto import front
+from autocompress.engine.run_folder import open_run, read_baseline, read_candidates
 from autocompress.report.verdict import CLAIM_DROP_POINTS
-from autocompress.search.pareto import front
-from autocompress.search.run_folder import open_run, read_baseline, read_candidates
 
 
 def lineage(candidate: Candidate, by_trial: Mapping[int, Candidate]) -> list[Candidate]:

@@ -11,9 +11,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from autocompress.pipeline import build_network, draft, finish, split_hits
-from autocompress.plan import DistillationSpec, Plan, TrainingSpec
-from autocompress.search.baseline import (
+from autocompress.engine.baseline import (
     load_inputs,
     make_bench,
     paired_accuracy,
@@ -21,7 +19,9 @@ from autocompress.search.baseline import (
     test_hits,
     validation_hits,
 )
-from autocompress.search.run_folder import open_run, read_facts, run_config
+from autocompress.engine.run_folder import open_run, read_facts, run_config
+from autocompress.pipeline import build_network, draft, finish, split_hits
+from autocompress.plan import DistillationSpec, Plan, TrainingSpec
 from autocompress.stage_clock import StageClock
 
 

@@ -19,9 +19,9 @@ from plotly.offline import get_plotlyjs
 
 from autocompress.candidate import Measurement
 from autocompress.config import LimitsSection
+from autocompress.engine.run_folder import open_run, read_baseline, read_candidates, run_config
 from autocompress.report.accuracy_view import accuracy_view, draw_accuracy_view
 from autocompress.report.frame import candidates_frame
-from autocompress.search.run_folder import open_run, read_baseline, read_candidates, run_config
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT, SCALE = 1120, 470, 2

@@ -26,12 +26,12 @@ from autocompress.analysis import Analysis, analyse
 from autocompress.compression.distillation import Acceleration, Teacher
 from autocompress.config import SpaceSection, TargetSection, TrainingSection
 from autocompress.deploy.measure import measure_bytes
+from autocompress.engine.baseline import measure_latency
+from autocompress.engine.space import PerLayer, Space
 from autocompress.errors import AutocompressError, first_line
 from autocompress.layers import parameter_count
 from autocompress.pipeline import Bench, build_network, draft, finish, parity
 from autocompress.plan import Plan, Precision, TrainingSpec
-from autocompress.search.baseline import measure_latency
-from autocompress.search.space import PerLayer, Space
 from autocompress.stage_clock import StageClock
 from benchmarks.networks import NETWORKS, prepared
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.candidate import Candidate, State
-from autocompress.search.run_folder import open_run, read_candidates, read_facts
+from autocompress.engine.run_folder import open_run, read_candidates, read_facts
 
 WORK = ("train", "calibrate", "evaluate", "time")
 BOOKKEEPING = "bookkeeping"

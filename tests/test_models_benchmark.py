@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
-from benchmarks import models  # noqa: E402
-from benchmarks.networks import NETWORKS  # noqa: E402
+from benchmarks import models
+from benchmarks.networks import NETWORKS
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 

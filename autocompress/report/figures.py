@@ -10,6 +10,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from autocompress.candidate import Candidate, Origin
+from autocompress.engine import pareto
 from autocompress.plan import Plan, Precision
 from autocompress.report import formats
 from autocompress.report.style import (
@@ -20,7 +21,6 @@ from autocompress.report.style import (
     draw_vertical,
     layout,
 )
-from autocompress.search import pareto
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pandas as pd
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Score, State
 from autocompress.config import ObjectiveSection
+from autocompress.engine import pareto
 from autocompress.plan import Plan
-from autocompress.search import pareto
 
 _SPLITS = {"val": "validation", "test": "test"}
 _ACCURACY_COLUMNS: dict[str, Callable[[Accuracy | Score], float]] = {

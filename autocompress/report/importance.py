@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from autocompress.candidate import Candidate, Origin
+from autocompress.engine import pareto
 from autocompress.report.style import FRONT_COLOUR, GRID, layout
-from autocompress.search import pareto
 
 OBJECTIVES = ("validation drop", "size", "latency")
 LEAST_TRIALS = 20

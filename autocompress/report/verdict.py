@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autocompress.candidate import Candidate, Origin
+from autocompress.engine import pareto
 from autocompress.report import formats
-from autocompress.search import pareto
 
 CLAIM_DROP_POINTS = 1.0
 """The pick is the fastest front member whose validation drop is at most this; fixed before any run."""

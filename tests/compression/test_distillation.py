@@ -23,14 +23,17 @@ from autocompress.compression.distillation import (
     Schedule,
     Teacher,
     captured_features,
+    classifier_width,
     distillation_loss,
     fastest_acceleration,
     hint_loss,
     index_stream,
+    mark_features_,
     train_,
 )
 from autocompress.data.task import Split, TaskData
 from autocompress.errors import TrialFailed
+from autocompress.layers import classifier_name, trace
 from autocompress.plan import DistillationSpec
 
 SCHEDULE = Schedule(steps=40, learning_rate=0.2, batch_size=32, weight_decay=1e-4, seed=3)
@@ -106,6 +109,17 @@ def test_hint_regresses_the_flattened_features() -> None:
     regressor = nn.Linear(6, 5)
     expected = (regressor(student.reshape(4, 6)) - teacher).square().mean() / teacher.var()
     assert hint_loss(student, teacher, regressor).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@given(st.floats(0.0, 1.0), st.integers(0, 50))
+def test_a_loss_of_its_own_takes_the_place_of_both_terms(alpha: float, seed: int) -> None:
+    student, teacher, targets = (
+        torch.randn(6, 3, generator=torch.Generator().manual_seed(seed + n), dtype=torch.float64) for n in range(3)
+    )
+    spec = DistillationSpec(alpha=alpha, temperature=3.0)
+    expected = (1 - alpha) * (student - targets).abs().mean() + alpha * (student - teacher).square().mean() / teacher.var()
+    found = distillation_loss(student, teacher, targets, spec, loss=lambda y, t: (y - t).abs().mean())
+    assert float(found) == pytest.approx(float(expected), rel=1e-9)
 
 
 # A small problem: two classes in the plane, and views that shift
@@ -228,6 +242,26 @@ def test_captured_features_are_the_classifier_input_and_the_hook_goes() -> None:
     assert len(features) == 1
 
 
+def test_the_features_of_a_graph_are_what_enters_the_layer_that_is_marked() -> None:
+    model, x = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3)).eval(), torch.randn(4, 2)
+    graph = trace(model, (x,))
+    with captured_features(graph) as features:
+        graph(x)
+    assert features == [] and classifier_width(graph) == 0
+    mark_features_(graph, classifier_name(model))
+    with captured_features(graph) as features, torch.no_grad():
+        torch.testing.assert_close(graph(x), model(x))
+        assert torch.equal(features[0], model[:2](x))
+    assert classifier_width(graph) == classifier_width(model) == 5
+
+
+def test_a_graph_without_the_layer_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Flatten()).eval()
+    graph = trace(model, (torch.randn(2, 1, 4),))
+    mark_features_(graph, classifier_name(model))
+    assert classifier_width(graph) == 0
+
+
 # The order of examples
 
 
@@ -254,6 +288,39 @@ def test_a_stream_follows_from_its_seed_and_a_continued_one_begins_elsewhere() -
     assert first_epochs(7) != first_epochs(1007)
     for epoch in (first_epochs(7)[:4], first_epochs(1007)[4:]):
         assert sorted(itertools.chain.from_iterable(epoch)) == list(range(64))
+
+
+@given(st.integers(1, 90), st.integers(1, 9), st.integers(0, 500))
+def test_batches_are_of_like_length_and_an_epoch_still_shows_an_example_once(
+    rows: int, batch_size: int, seed: int
+) -> None:
+    lengths = torch.randint(1, 40, (rows,), generator=torch.Generator().manual_seed(seed))
+    per_epoch = rows // min(batch_size, rows)
+    stream = index_stream(rows, batch_size, 2, seed, lengths)
+    for _ in range(2):
+        epoch = [indices for indices, _ in itertools.islice(stream, per_epoch)]
+        seen = torch.cat(epoch).tolist()
+        assert len(set(seen)) == len(seen) == per_epoch * min(batch_size, rows)
+    # as long as one stretch holds the epoch, the batches do not overlap in length
+    if rows <= distillation.BATCHES_OF_LIKE_LENGTH * batch_size:
+        spans = sorted((int(lengths[indices].min()), int(lengths[indices].max())) for indices in epoch)
+        assert all(high <= low for (_, high), (low, _) in itertools.pairwise(spans))
+
+
+def test_batches_of_like_length_come_in_any_order_and_padding_shrinks() -> None:
+    lengths = torch.randint(1, 100, (3200,), generator=torch.Generator().manual_seed(0))
+
+    def first_epoch(lengths_given: Tensor | None) -> list[Tensor]:
+        return [indices for indices, _ in itertools.islice(index_stream(3200, 16, 1, 5, lengths_given), 200)]
+
+    def padded(epoch: list[Tensor]) -> int:
+        return sum(len(indices) * int(lengths[indices].max()) for indices in epoch)
+
+    least = int(lengths.sum())
+    assert padded(first_epoch(lengths)) - least < 0.1 * (padded(first_epoch(None)) - least)
+    longest = torch.tensor([float(lengths[indices].max()) for indices in first_epoch(lengths)])
+    assert abs(float(torch.corrcoef(torch.stack([longest, torch.arange(200.0)]))[0, 1])) < 0.3
+    assert [i.tolist() for i in first_epoch(lengths)] == [i.tolist() for i in first_epoch(lengths)]
 
 
 # Training
@@ -303,6 +370,68 @@ def test_the_hint_moves_features_towards_the_teacher() -> None:
         return float(residual.square().mean() / theirs.var())
 
     assert sum(unexplained(4.0, seed) for seed in range(3)) < 0.75 * sum(unexplained(0.0, seed) for seed in range(3))
+
+
+class Curve(nn.Module):
+    """One number for a point; outputs of any shape will do."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(2, width), nn.Tanh()), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)).squeeze(-1)
+
+
+def curve_task() -> TaskData:
+    """Targets are numbers: the sine of three times the first coordinate."""
+    data = ring_task()
+    splits = {n: getattr(data, n) for n in ("train", "calibration", "validation", "test")}
+    numbers = {n: replace(s, labels=torch.sin(3 * s.inputs[0][:, 0])) for n, s in splits.items()}
+    return replace(data, **numbers, class_names=(), loss=F.mse_loss, metric=lambda y, t: -float(F.mse_loss(y, t)))
+
+
+def test_numbers_are_learned_by_the_loss_of_the_task_and_from_a_teacher() -> None:
+    data = curve_task()
+
+    def error(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(F.mse_loss(model(*data.validation.inputs), data.validation.labels))
+
+    torch.manual_seed(0)
+    best, student = Curve(), Curve(8)
+    long = replace(LONG, learning_rate=0.05)
+    train_(best, data, None, DistillationSpec(), long, views=1)
+    assert error(best) < 0.1 * float(data.validation.labels.var())
+    teacher = Teacher(best, data, views=1, acceleration=Acceleration())
+    rows = torch.arange(5)
+    found, features = teacher.outputs(rows, 0, data.training_inputs(rows, 0))
+    assert found.shape == (5,) and features.shape == (5, 24)
+    # what the teacher says is enough, wrong targets or not
+    wrong = replace(data, train=replace(data.train, labels=-data.train.labels))
+    train_(student, wrong, teacher, DistillationSpec(alpha=1.0, hint_weight=0.1), long, views=1)
+    assert error(student) < 0.2 * float(data.validation.labels.var())
+
+
+def test_adamw_trains_and_decays_weights_alone() -> None:
+    data, student = ring_task(), network(1, width=24)
+    adamw = replace(LONG, optimizer="adamw", learning_rate=0.02)
+    train_(student, data, None, DistillationSpec(), adamw, views=2)
+    assert accuracy(student, data.validation) > 0.85
+    frozen = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    optimiser = distillation._optimiser(list(frozen.parameters()), replace(adamw, weight_decay=0.3))
+    assert isinstance(optimiser, torch.optim.AdamW)
+    decayed = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    assert [decayed[id(p)] for p in frozen.parameters()] == [0.3, 0.0, 0.3, 0.0]
+
+
+def test_what_needs_no_gradient_is_not_trained() -> None:
+    student = network(1)
+    student.body[0].weight.requires_grad_(False)
+    before = copy.deepcopy(student.state_dict())
+    train_(student, ring_task(), None, DistillationSpec(), replace(SCHEDULE, steps=3), views=2)
+    same = {name for name, value in student.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {"body.0.weight"}
 
 
 def test_training_follows_from_its_seed() -> None:

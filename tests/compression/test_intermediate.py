@@ -42,7 +42,6 @@ def test_a_kept_block_answers_for_the_missing_ones_after_it() -> None:
         "b1": "b1", "b2": "b4", "b5": "b6"
     }  # fmt: skip
     assert counterparts(["b0"], ["b0", "b1", "b2"]) == {"b0": "b2"}
-    assert counterparts([], ["b0"]) == {}
 
 
 @given(st.data())
@@ -84,7 +83,7 @@ def test_a_regressor_maps_a_narrow_student() -> None:
     regressor = nn.Linear(3, 8)
     loss = hidden_loss(student, teacher, {"b0": "b0"}, nn.ModuleDict({width_key("b0"): regressor}))
     own, other = student.blocks["b0"], teacher.blocks["b0"]
-    assert float(loss) == pytest.approx(float((regressor(own) - other).square().mean() / other.var()), rel=1e-5)
+    assert loss.item() == pytest.approx(float((regressor(own).detach() - other).square().mean() / other.var()), rel=1e-5)
     loss.backward()
     assert regressor.weight.grad is not None
 

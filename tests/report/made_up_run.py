@@ -10,6 +10,7 @@ import optuna
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Origin, Parity, State
 from autocompress.config import StudyConfig
+from autocompress.engine.pareto import front
 from autocompress.plan import (
     ArchitectureSpec,
     DistillationSpec,
@@ -19,7 +20,6 @@ from autocompress.plan import (
     QuantizationSpec,
     TrainingSpec,
 )
-from autocompress.search.pareto import front
 
 BASELINE_MS = 1.58
 BASELINE_BYTES = 3_612_000

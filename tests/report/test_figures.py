@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from made_up_run import HOSTILE, Run
 
+from autocompress.engine.pareto import REFERENCE_POINT, hypervolume_history
 from autocompress.plan import Plan, Precision, PruningSpec, QuantizationSpec
 from autocompress.report.figures import (
     LayerRow,
@@ -15,7 +16,6 @@ from autocompress.report.figures import (
     layer_rows,
     stage_time,
 )
-from autocompress.search.pareto import REFERENCE_POINT, hypervolume_history
 
 
 def test_hypervolume_is_the_history_in_minutes(run: Run) -> None:

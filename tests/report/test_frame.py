@@ -9,8 +9,8 @@ import pytest
 from made_up_run import Run
 
 from autocompress.candidate import State
+from autocompress.engine.pareto import front, scalar_objective
 from autocompress.report.frame import candidates_frame, front_records, front_rows, plan_summary
-from autocompress.search.pareto import front, scalar_objective
 
 COLUMNS = (
     "trial origin state name parent family on_front feasible "

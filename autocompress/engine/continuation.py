@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.candidate import Candidate, State
-from autocompress.search.pareto import hypervolume, objective_vector
+from autocompress.engine.pareto import hypervolume, objective_vector
 
 HOPED_FOR_SHARE = 0.5
 """Share of its drop that a member is expected to keep when trained on; only ranks members by it."""

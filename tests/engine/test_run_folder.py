@@ -14,9 +14,7 @@ import pytest
 
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig, load_study
-from autocompress.errors import RunError
-from autocompress.plan import Plan
-from autocompress.search.run_folder import (
+from autocompress.engine.run_folder import (
     RunFolder,
     belongs,
     open_run,
@@ -28,6 +26,8 @@ from autocompress.search.run_folder import (
     write_json,
     write_study,
 )
+from autocompress.errors import RunError
+from autocompress.plan import Plan
 
 STUDY = """
 [study]
@@ -151,7 +151,7 @@ def test_a_reader_sees_the_old_or_the_new_and_nothing_between(tmp_path: Path) ->
 KILLED = """
 import json, os, sys
 from pathlib import Path
-from autocompress.search import run_folder
+from autocompress.engine import run_folder
 real = os.fsync
 def die(descriptor):
     real(descriptor)

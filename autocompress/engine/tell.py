@@ -8,9 +8,9 @@ import optuna
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate, Measurement, State
-from autocompress.search.limits import limit_names
-from autocompress.search.pareto import objective_vector, scalar_objective
-from autocompress.search.session import Session
+from autocompress.engine.limits import limit_names
+from autocompress.engine.pareto import objective_vector, scalar_objective
+from autocompress.engine.session import Session
 
 WORST_DROP_POINTS = 20.0
 """Drop that the sampler is told for a plan that was not trained, and the most it is ever told."""

@@ -13,20 +13,20 @@ from torch.fx import GraphModule
 
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.deploy.measure import measure_bytes
-from autocompress.errors import TrialFailed, first_line
-from autocompress.pipeline import answers, build_network, compare, draft, finish, least_size_bytes, parity
-from autocompress.plan import Plan
-from autocompress.search.baseline import measure_latency
-from autocompress.search.limits import describe_broken, size_violations, violations
-from autocompress.search.recovery import settle
-from autocompress.search.run_folder import (
+from autocompress.engine.baseline import measure_latency
+from autocompress.engine.limits import describe_broken, size_violations, violations
+from autocompress.engine.recovery import settle
+from autocompress.engine.run_folder import (
     read_candidate,
     record,
 )
-from autocompress.search.samplers import parametrisation
-from autocompress.search.session import Session
-from autocompress.search.tell import tell
-from autocompress.search.workers import exclusive
+from autocompress.engine.samplers import parametrisation
+from autocompress.engine.session import Session
+from autocompress.engine.tell import tell
+from autocompress.engine.workers import exclusive
+from autocompress.errors import TrialFailed, first_line
+from autocompress.pipeline import answers, build_network, compare, draft, finish, least_size_bytes, parity
+from autocompress.plan import Plan
 from autocompress.stage_clock import StageClock
 
 

@@ -14,11 +14,11 @@ from torch import nn
 from autocompress.analysis import analyse
 from autocompress.config import SpaceSection, TrainingSection
 from autocompress.data.task import TaskData
+from autocompress.engine.space import PerLayer, PerStage, Space, UniformChoices, obvious_plans
 from autocompress.layers import weight_layers
 from autocompress.models import freeze, space_labels
 from autocompress.pipeline import Bench, build_network
 from autocompress.plan import Plan, Precision
-from autocompress.search.space import PerLayer, PerStage, Space, UniformChoices, obvious_plans
 
 PRECISIONS = (Precision.W8A8, Precision.W4A8, Precision.W3, Precision.FLOAT32)
 SECTION = SpaceSection(

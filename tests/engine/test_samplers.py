@@ -14,9 +14,9 @@ from torch import nn
 from autocompress.analysis import analyse
 from autocompress.config import SpaceSection, TrainingSection
 from autocompress.data.task import TaskData
+from autocompress.engine.samplers import START_UP_TRIALS, make_sampler, parametrisation
+from autocompress.engine.space import PerLayer, PerStage, Space, obvious_plans
 from autocompress.plan import Plan, Precision
-from autocompress.search.samplers import START_UP_TRIALS, make_sampler, parametrisation
-from autocompress.search.space import PerLayer, PerStage, Space, obvious_plans
 
 SAMPLERS = {"tpe": TPESampler, "nsga2": NSGAIISampler, "gp": GPSampler, "random": RandomSampler}
 each_sampler = pytest.mark.parametrize("name", SAMPLERS)

@@ -35,6 +35,17 @@ from autocompress.data.task import TaskData
 from autocompress.deploy.machine_lock import training_batch
 from autocompress.deploy.measure import measure_bytes
 from autocompress.deploy.timing import time_latency
+from autocompress.engine.events import Watcher
+from autocompress.engine.run_folder import (
+    RunFolder,
+    belongs,
+    read_analysis,
+    read_baseline,
+    write_json,
+    write_study,
+    write_task,
+)
+from autocompress.engine.workers import exclusive
 from autocompress.errors import ConfigError, ModelError, RunError, TrialFailed, first_line
 from autocompress.layers import call
 from autocompress.models import ModelSpace, load_base, load_space, tokenizer_folder, weights_digest
@@ -51,17 +62,6 @@ from autocompress.pipeline import (
 )
 from autocompress.plan import DistillationSpec, Plan
 from autocompress.reference import load_callable
-from autocompress.search.events import Watcher
-from autocompress.search.run_folder import (
-    RunFolder,
-    belongs,
-    read_analysis,
-    read_baseline,
-    write_json,
-    write_study,
-    write_task,
-)
-from autocompress.search.workers import exclusive
 from autocompress.stage_clock import StageClock
 
 KEPT_BASES = ".bases"

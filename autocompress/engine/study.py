@@ -16,11 +16,7 @@ from safetensors.torch import load_file
 
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import StudyConfig
-from autocompress.errors import RunError, StudyFailed
-from autocompress.models import state_digest
-from autocompress.pipeline import answers, compare
-from autocompress.plan import TrainingSpec
-from autocompress.search.baseline import (
+from autocompress.engine.baseline import (
     Inputs,
     ensure_run,
     load_inputs,
@@ -29,11 +25,11 @@ from autocompress.search.baseline import (
     test_answers,
     validation_answers,
 )
-from autocompress.search.continuation import Continuation, next_continuation
-from autocompress.search.events import Watcher
-from autocompress.search.pareto import front
-from autocompress.search.recovery import recover
-from autocompress.search.run_folder import (
+from autocompress.engine.continuation import Continuation, next_continuation
+from autocompress.engine.events import Watcher
+from autocompress.engine.pareto import front
+from autocompress.engine.recovery import recover
+from autocompress.engine.run_folder import (
     RunFolder,
     read_analysis,
     read_baseline,
@@ -41,11 +37,15 @@ from autocompress.search.run_folder import (
     read_facts,
     record,
 )
-from autocompress.search.samplers import make_sampler, parametrisation
-from autocompress.search.session import Session, make_space, open_study, reach, running_trials
-from autocompress.search.space import obvious_plans
-from autocompress.search.trial import attempt
-from autocompress.search.workers import exclusive, sweep, working
+from autocompress.engine.samplers import make_sampler, parametrisation
+from autocompress.engine.session import Session, make_space, open_study, reach, running_trials
+from autocompress.engine.space import obvious_plans
+from autocompress.engine.trial import attempt
+from autocompress.engine.workers import exclusive, sweep, working
+from autocompress.errors import RunError, StudyFailed
+from autocompress.models import state_digest
+from autocompress.pipeline import answers, compare
+from autocompress.plan import TrainingSpec
 
 LEAST_STEPS = 20
 """Fewer steps than this are not worth an export."""

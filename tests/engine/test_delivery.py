@@ -22,17 +22,17 @@ from autocompress.config import StudyConfig
 from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
 from autocompress.deploy.card import CARD, MODEL, REFERENCE, read_card, sha256, verify_folder
-from autocompress.errors import AutocompressError, RunError, VerificationFailed
-from autocompress.plan import Plan, Precision, QuantizationSpec
-from autocompress.search import delivery
-from autocompress.search.baseline import REFERENCE_EXAMPLES, keep_task
-from autocompress.search.delivery import (
+from autocompress.engine import delivery
+from autocompress.engine.baseline import REFERENCE_EXAMPLES, keep_task
+from autocompress.engine.delivery import (
     allowed_examples,
     export_candidate,
     latency_line,
     verify_accuracy,
 )
-from autocompress.search.run_folder import RunFolder, read_task, record, write_json, write_study
+from autocompress.engine.run_folder import RunFolder, read_task, record, write_json, write_study
+from autocompress.errors import AutocompressError, RunError, VerificationFailed
+from autocompress.plan import Plan, Precision, QuantizationSpec
 
 COMPLETE, FAILED, OVER_LIMIT, WITHOUT_FILE, UNKNOWN = 0, 1, 2, 3, 99
 FACTS: dict[str, Any] = {

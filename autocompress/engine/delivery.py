@@ -31,10 +31,10 @@ from autocompress.deploy.card import (
 )
 from autocompress.deploy.machine_lock import training_batch
 from autocompress.deploy.timing import time_latency
+from autocompress.engine.baseline import load_task, training_threads
+from autocompress.engine.run_folder import RunFolder, read_candidate, read_facts, read_task, run_config
 from autocompress.errors import RunError, TrialFailed, VerificationFailed, first_line
 from autocompress.pipeline import compare, evaluation_batch, file_answers
-from autocompress.search.baseline import load_task, training_threads
-from autocompress.search.run_folder import RunFolder, read_candidate, read_facts, read_task, run_config
 
 ACCURACY_TOLERANCE_POINTS = 0.2
 """Accuracy elsewhere may differ by this or by one example, whichever is more: kernels round differently."""

@@ -15,9 +15,7 @@ from autocompress.candidate import Measurement
 from autocompress.config import LimitsSection, StudyConfig
 from autocompress.data.task import TaskData
 from autocompress.deploy.measure import measure_bytes
-from autocompress.pipeline import Bench, answers, build_network, compare, draft, finish, parity
-from autocompress.plan import Plan, TrainingSpec
-from autocompress.search.baseline import (
+from autocompress.engine.baseline import (
     Inputs,
     load_inputs,
     make_bench,
@@ -26,12 +24,14 @@ from autocompress.search.baseline import (
     restore_base,
     validation_answers,
 )
-from autocompress.search.events import Silent
-from autocompress.search.limits import limit_names, violations
-from autocompress.search.run_folder import RunFolder, read_analysis, read_baseline, read_facts
-from autocompress.search.session import make_space
-from autocompress.search.space import SPARSITY_KINDS, PerLayer, Space
-from autocompress.search.trial import describe
+from autocompress.engine.events import Silent
+from autocompress.engine.limits import limit_names, violations
+from autocompress.engine.run_folder import RunFolder, read_analysis, read_baseline, read_facts
+from autocompress.engine.session import make_space
+from autocompress.engine.space import SPARSITY_KINDS, PerLayer, Space
+from autocompress.engine.trial import describe
+from autocompress.pipeline import Bench, answers, build_network, compare, draft, finish, parity
+from autocompress.plan import Plan, TrainingSpec
 from autocompress.stage_clock import StageClock
 
 PROBE_STEPS = 20

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.search.workers import exclusive, is_alive, sweep, working
+from autocompress.engine.workers import exclusive, is_alive, sweep, working
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from autocompress.search.workers import working
+from autocompress.engine.workers import working
 with working(Path(sys.argv[1])) as identity:
     print(identity, flush=True)
     {body}
@@ -121,7 +121,7 @@ def test_a_body_that_raises_frees_both_locks(tmp_path: Path) -> None:
 ADD_ONE = """
 import sys
 from pathlib import Path
-from autocompress.search.workers import exclusive
+from autocompress.engine.workers import exclusive
 total = Path(sys.argv[1])
 for _ in range(200):
     with exclusive(total.with_suffix(".lock")):
@@ -139,7 +139,7 @@ def test_what_is_done_exclusively_is_never_done_at_once(tmp_path: Path) -> None:
 
 
 def test_the_exclusive_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    body = "from autocompress.search.workers import exclusive\n    with exclusive(Path(sys.argv[1]) / 'ask'):\n        print('held', flush=True); time.sleep(60)"
+    body = "from autocompress.engine.workers import exclusive\n    with exclusive(Path(sys.argv[1]) / 'ask'):\n        print('held', flush=True); time.sleep(60)"
     with other_process(tmp_path, body) as (process, _):
         assert process.stdout is not None and process.stdout.readline().strip() == "held"
         waited = threading.Event()

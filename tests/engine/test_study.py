@@ -28,24 +28,24 @@ from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig, load_study
 from autocompress.deploy import timing
-from autocompress.errors import ModelError, RunError, StudyFailed, UserError
-from autocompress.models import weights_digest
-from autocompress.pipeline import build_network, draft, finish
-from autocompress.plan import Plan
-from autocompress.search import baseline
-from autocompress.search.baseline import ensure_run, load_inputs, make_bench, restore_base
-from autocompress.search.events import Silent
-from autocompress.search.pareto import front, objective_vector, scalar_objective
-from autocompress.search.run_folder import (
+from autocompress.engine import baseline
+from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
+from autocompress.engine.events import Silent
+from autocompress.engine.pareto import front, objective_vector, scalar_objective
+from autocompress.engine.run_folder import (
     RunFolder,
     read_baseline,
     read_candidates,
     read_facts,
     write_study,
 )
-from autocompress.search.session import open_study
-from autocompress.search.study import failure_summary, search
-from autocompress.search.tell import WORST_DROP_POINTS
+from autocompress.engine.session import open_study
+from autocompress.engine.study import failure_summary, search
+from autocompress.engine.tell import WORST_DROP_POINTS
+from autocompress.errors import ModelError, RunError, StudyFailed, UserError
+from autocompress.models import weights_digest
+from autocompress.pipeline import build_network, draft, finish
+from autocompress.plan import Plan
 from autocompress.stage_clock import StageClock
 
 NETWORKS = Path(__file__).parents[1] / "networks.py"
@@ -393,8 +393,8 @@ import functools, os, signal, sys
 from pathlib import Path
 from autocompress.config import load_study
 from autocompress.deploy import timing
-from autocompress.search import baseline, recovery, study, trial
-from autocompress.search.events import Silent
+from autocompress.engine import baseline, recovery, study, trial
+from autocompress.engine.events import Silent
 baseline.time_latency = functools.partial(timing.time_latency, seconds=SITTING_S)
 
 def kill_at(place):

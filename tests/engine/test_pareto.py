@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Origin, State
 from autocompress.config import ObjectiveSection
-from autocompress.plan import Plan
-from autocompress.search.pareto import (
+from autocompress.engine.pareto import (
     REFERENCE_POINT,
     front,
     hypervolume,
@@ -21,6 +20,7 @@ from autocompress.search.pareto import (
     objective_vector,
     scalar_objective,
 )
+from autocompress.plan import Plan
 
 
 def measurement(lost: int = 0, size_ratio: float = 1.0, latency_ratio: float = 1.0) -> Measurement:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autocompress.candidate import Accuracy, Latency, Measurement
 from autocompress.config import LimitsSection
-from autocompress.search.limits import describe_broken, latency_violations, limit_names, size_violations, violations
+from autocompress.engine.limits import describe_broken, latency_violations, limit_names, size_violations, violations
 
 ALL = LimitsSection(
     max_accuracy_drop=1.5, max_size_bytes=50_000, max_size_ratio=0.1, max_latency_ms=0.5, min_speedup=4.0

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Origin, State
+from autocompress.engine.continuation import HOPED_FOR_SHARE, Continuation, next_continuation, promising, rounds
+from autocompress.engine.pareto import hypervolume, objective_vector
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
-from autocompress.search.continuation import HOPED_FOR_SHARE, Continuation, next_continuation, promising, rounds
-from autocompress.search.pareto import hypervolume, objective_vector
 
 PHASE_S = 1200.0
 

@@ -16,16 +16,16 @@ from optuna.trial import FrozenTrial, TrialState
 from autocompress.analysis import Analysis
 from autocompress.candidate import Measurement
 from autocompress.config import StudyConfig
-from autocompress.errors import RunError, first_line
-from autocompress.pipeline import Bench
-from autocompress.search.baseline import (
+from autocompress.engine.baseline import (
     Inputs,
 )
-from autocompress.search.events import Watcher
-from autocompress.search.run_folder import (
+from autocompress.engine.events import Watcher
+from autocompress.engine.run_folder import (
     RunFolder,
 )
-from autocompress.search.space import Space
+from autocompress.engine.space import Space
+from autocompress.errors import RunError, first_line
+from autocompress.pipeline import Bench
 
 STUDY_NAME = "autocompress"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.search.run_folder import (
+from autocompress.engine.run_folder import (
     read_candidate,
     remove_trial,
 )
-from autocompress.search.session import Session, running_trials
-from autocompress.search.tell import tell
-from autocompress.search.workers import exclusive, is_alive
+from autocompress.engine.session import Session, running_trials
+from autocompress.engine.tell import tell
+from autocompress.engine.workers import exclusive, is_alive
 
 
 def recover(session: Session) -> None:

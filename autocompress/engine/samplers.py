@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from autocompress.search.space import Draw, PerLayer, PerStage, Suggests
+from autocompress.engine.space import Draw, PerLayer, PerStage, Suggests
 
 START_UP_TRIALS = 8
 POPULATION = 16
