@@ -42,7 +42,7 @@ from autocompress.compression.quantization import (
 from autocompress.config import TrainingSection
 from autocompress.data.task import Split, TaskData
 from autocompress.deploy.encoding import LayerWeights, encode_weights, strip
-from autocompress.deploy.export import export_graph, initializer_names
+from autocompress.deploy.export import export_graph, fill_with_random_values_, initializer_names
 from autocompress.deploy.measure import Batch, check_parity, compare_hits, compare_scores, outputs
 from autocompress.errors import DataError, ModelError, first_line
 from autocompress.layers import classifier_name, trace
@@ -115,7 +115,7 @@ def _inner_widths(bench: Bench, network: nn.Module, plan: Plan) -> Mapping[str, 
 
 
 def least_size_bytes(network: nn.Module, plan: Plan) -> int:
-    """Bytes of the packed weights alone, which no file of this plan can fall below."""
+    """Bytes of the packed weights that the plan names, which no file of it can fall below."""
     bits = 0
     for name, parameter in network.named_parameters():
         precisions = plan.quantization.precisions
@@ -144,6 +144,7 @@ def draft(bench: Bench, network: nn.Module, plan: Plan, path: Path, clock: Stage
         structure = _deployable(network, traced, plan)
         data = bench.data
         graph = export_graph(structure, data.example_inputs(2), data.input_names, data.axes)
+        fill_with_random_values_(structure)
         attach_weight_quantizers_(structure, plan.quantization.precisions)
         write_file(graph, structure, plan, path)
     return Draft(network, traced, graph)

@@ -123,6 +123,21 @@ def _embedding(weight: Tensor, indices: Tensor) -> Tensor:
     )
 
 
+def fill_with_random_values_(structure: torch.fx.GraphModule) -> None:
+    """Make all trained tensors differ, in place: equal ones are stored once, and would make an untrained file smaller.
+
+    Zero points stay: the runtime fuses a ReLU only into a rounding whose zero point is 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in structure.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        for name, buffer in structure.named_buffers():
+            # what calibration or training changes: grids, and norms that could not be folded
+            if name.endswith(("running_mean", "running_var")) or (name.endswith("scale") and buffer.dim() == 0):
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+
+
 def _innermost(error: BaseException) -> BaseException:
     """The exporter wraps the cause in advice for its authors."""
     while error.__cause__ is not None:
