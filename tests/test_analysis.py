@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from autocompress.analysis import Analysis, analyse
 from autocompress.compression.architecture import drop_blocks
-from autocompress.layers import weight_layers
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +24,9 @@ def analysis(resnet20: nn.Module, inputs: tuple[Tensor]) -> Analysis:
 
 
 def test_everything_that_can_change_is_named(analysis: Analysis, resnet20: nn.Module) -> None:
-    assert analysis.layers == tuple(weight_layers(resnet20))
-    assert len(analysis.layers) == 20
+    expected = [(n, m.weight.numel()) for n, m in resnet20.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert [(layer.name, layer.parameters) for layer in analysis.layers] == expected
+    assert [layer.kind for layer in analysis.layers] == ["convolution"] * 19 + ["linear"]
     assert [run.name for run in analysis.runs] == ["layer1", "layer2", "layer3"]
     assert [sorted(run.blocks) for run in analysis.runs] == [
         ["layer1.0", "layer1.1", "layer1.2"],

@@ -195,6 +195,7 @@ def test_the_path_in_a_data_source_is_relative_to_the_study_file(tmp_path: Path,
 
 
 def test_other_files_of_the_data_the_model_and_the_task_are_too(tmp_path: Path) -> None:
+    (tmp_path / "models" / "bert").mkdir(parents=True)
     config = _load(
         tmp_path,
         model='source = "hf:models/bert"',
@@ -278,3 +279,7 @@ def test_the_resolved_study_reads_back_as_itself_anywhere(tmp_path: Path, sectio
     copy.parent.mkdir()
     copy.write_text(to_toml(config))
     assert load_study(copy) == config
+
+
+def test_a_model_that_is_no_folder_may_be_one_of_the_hub(tmp_path: Path) -> None:
+    assert _load(tmp_path, model='source = "hf:some/model"').model.source == "hf:some/model"

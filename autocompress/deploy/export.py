@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
@@ -44,7 +41,7 @@ def export_graph(
     shapes = tuple({0: "batch", **(axes[i] if axes else {})} for i, _ in enumerate(inputs))
     attention = any(node.target is aten.scaled_dot_product_attention.default for node in model.graph.nodes)
     try:
-        with _silent():
+        with quiet():
             program = torch.onnx.export(
                 structure,
                 inputs,
@@ -61,7 +58,7 @@ def export_graph(
             "export", f"the network must be exportable to ONNX; {first_line(_innermost(error))}"
         ) from error
     assert program is not None
-    with _silent():
+    with quiet():
         return _optimised(program.model, set(structure.state_dict()))
 
 
@@ -69,12 +66,15 @@ def _optimised(model: ir.Model, trained: set[str]) -> onnx.ModelProto:
     """Fold what is constant. Trained tensors are made inputs meanwhile, or they would be folded as well."""
     graph = model.graph
     hidden = [value for name, value in graph.initializers.items() if name in trained]
+    untrained = [value.const_value for value in hidden]
     for value in hidden:
         del graph.initializers[str(value.name)]
+        value.const_value = None  # else a bias that is still zero is dropped
     graph.inputs.extend(hidden)
     optimizer.optimize(model)
     del graph.inputs[len(graph.inputs) - len(hidden) :]
-    for value in hidden:
+    for value, tensor in zip(hidden, untrained, strict=True):
+        value.const_value = tensor
         if value.uses():
             graph.register_initializer(value)
     return ir.to_proto(model)
@@ -143,13 +143,6 @@ def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """The exporter also prints its progress."""
-    with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def initializer_names(graph: onnx.ModelProto) -> set[str]:

@@ -210,19 +210,29 @@ def _make_run(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
     preparing = RunFolder(run.root.parent / f".{run.root.name}.preparing")
     shutil.rmtree(preparing.root, ignore_errors=True)
     preparing.baseline.mkdir(parents=True)
+    kept = run.root.parent / KEPT_BASES / f"{_training_digest(inputs)}.safetensors" if inputs.train_base else None
     try:
-        measure_baseline(preparing, inputs, watcher, run.root.parent / KEPT_BASES)
+        measure_baseline(preparing, inputs, watcher, kept)
         write_study(preparing, inputs.config)
         preparing.root.replace(run.root)
+        if kept is not None and not kept.is_file():
+            _keep(run.baseline / "weights.safetensors", kept)
     finally:
         shutil.rmtree(preparing.root, ignore_errors=True)
+
+
+def _keep(weights: Path, kept: Path) -> None:
+    kept.parent.mkdir(exist_ok=True)
+    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    shutil.copyfile(weights, partial)
+    partial.replace(kept)
 
 
 def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher, kept: Path | None = None) -> None:
     """Train the base where it is to be trained, export and measure it, and look for what a plan can change.
 
     Args:
-        kept: a folder of bases that were trained before; one of the same start, data and settings is taken.
+        kept: where an earlier run may have kept the base, trained from the same start, data and settings.
 
     Raises:
         ModelError: the base does not survive its export, is no better than chance, or cannot be changed.
@@ -276,18 +286,12 @@ def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher, kept: Pat
 
 def _train_base_(inputs: Inputs, schedule: Schedule, watcher: Watcher, kept: Path | None) -> None:
     """Train the base in place, or take what an earlier run kept of the very same training."""
-    path = None if kept is None else kept / f"{_training_digest(inputs)}.safetensors"
-    if path is not None and path.is_file():
-        watcher.note(f"taking the trained base from {path}")
-        inputs.base.load_state_dict(load_file(path))
+    if kept is not None and kept.is_file():
+        watcher.note(f"taking the trained base from {kept}")
+        inputs.base.load_state_dict(load_file(kept))
         return
     watcher.note(f"training the base for {schedule.steps} steps")
     train_(inputs.base, inputs.data, None, DistillationSpec(), schedule, inputs.config.training.views)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(float_state(inputs.base), partial)
-        partial.replace(path)
 
 
 def _training_digest(inputs: Inputs) -> str:

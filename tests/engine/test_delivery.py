@@ -355,7 +355,7 @@ def test_accuracy_reads_validation_only(
     exported: Path, config: StudyConfig, digits: TaskData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blind: Any = replace(digits, test=None, train=None, calibration=None)  # type: ignore[arg-type]
-    monkeypatch.setattr(delivery, "load_data", lambda section, seed: blind)
+    monkeypatch.setattr(delivery, "load_task", lambda config: blind)
     assert verify_accuracy(exported, config).passed
 
 

@@ -93,7 +93,7 @@ def test_a_sampler_models_the_space_and_not_its_random_start(name: str, space: S
         assert {variable.split(".")[0] for variable in relative} >= {"base", "space", "family", "alpha"}
     else:
         assert set(relative) == last
-        assert len(relative) == 3 * 4 + 1 + 3
+        assert len(relative) == 6 * 4 + 1 + 3
 
 
 @each_sampler

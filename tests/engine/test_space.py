@@ -15,7 +15,7 @@ from autocompress.analysis import analyse
 from autocompress.config import SpaceSection, TrainingSection
 from autocompress.data.task import TaskData
 from autocompress.engine.space import PerLayer, PerStage, Space, UniformChoices, obvious_plans
-from autocompress.layers import weight_layers
+from autocompress.layers import trace, weight_layers
 from autocompress.models import freeze, space_labels
 from autocompress.pipeline import Bench, build_network
 from autocompress.plan import Plan, Precision
@@ -83,8 +83,9 @@ def test_every_plan_fits_the_network_as_it_is_built(
     inputs = resnet_bench.data.example_inputs(2)
     for plan, _ in drawn[parametrisation]:
         network = build_network(resnet_bench, plan)
-        assert set(plan.quantization.precisions) == set(weight_layers(network))
-        assert set(plan.pruning.ratios) <= set(weight_layers(network))
+        layers = weight_layers(trace(network, inputs))
+        assert set(plan.quantization.precisions) == set(layers)
+        assert set(plan.pruning.ratios) <= set(layers)
         with torch.no_grad():
             assert network(*inputs).shape == (2, 10)
 
@@ -143,7 +144,7 @@ def test_neighbouring_layers_are_alike_and_networks_are_not(drawn: dict[Any, Dra
 def test_per_stage_has_the_same_variables_in_every_trial(drawn: dict[Any, Drawn]) -> None:
     spaces = [trial.distributions for _, trial in drawn[PerStage]]
     assert all(each == spaces[0] for each in spaces)
-    assert len(spaces[0]) == 3 * 4 + 1 + 3
+    assert len(spaces[0]) == 6 * 4 + 1 + 3
 
 
 def test_per_layer_asks_for_nothing_that_is_not_there(drawn: dict[Any, Drawn], space: Space) -> None:
@@ -261,7 +262,7 @@ def test_obvious_plans_are_what_their_names_say(parametrisation: Any, space: Spa
     for each in obvious_plans(space, parametrisation):
         plan = each.plan
         assert plan.architecture.family == "base" and plan.architecture.dropped_blocks == ()
-        assert set(plan.quantization.precisions) == set(space.base.layers)
+        assert set(plan.quantization.precisions) == {layer.name for layer in space.base.layers}
         (precision,) = set(plan.quantization.precisions.values())
         if each.name == "uncompressed":
             assert precision is Precision.FLOAT32

@@ -181,7 +181,7 @@ def test_a_study_does_its_trials_and_leaves_nothing_else(finished: tuple[RunFold
     candidates = check_whole(run, config)
     assert all(c.state is State.COMPLETE for c in candidates)
     assert sorted(entry.name for entry in run.trial(4).iterdir()) == [
-        "candidate.json", "measurement.json", "model.onnx", "plan.json", "validation_hits.npy", "weights.safetensors",
+        "candidate.json", "measurement.json", "model.onnx", "plan.json", "validation_answers.npy", "weights.safetensors",
     ]  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def test_figures_are_those_of_the_files(finished: tuple[RunFolder, StudyConfig, 
     run, config, _ = finished
     data = load_inputs(config).data
     (images,) = data.model_inputs(data.validation, np.arange(len(data.validation)))
-    base_hits = np.load(run.baseline / "validation_hits.npy")
+    base_hits = np.load(run.baseline / "validation_answers.npy")
     for c in read_candidates(run):
         path, measured = run.artifact(c.trial), c.measurement
         assert measured is not None and measured.latency is not None and measured.validation is not None
