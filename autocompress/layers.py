@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import io
 import logging
+import operator
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,7 +168,7 @@ def _plain(module: nn.Module) -> torch.fx.GraphModule:
     for node in list(graph.nodes):
         if node.target is aten._assert_tensor_metadata.default and not node.users:
             graph.erase_node(node)
-        elif node.op == "call_function" and _out_of_place(node.target) is not None:
+        elif _out_of_place(node.target) is not None and not _is_read_by_another_name(node):
             node.target = _out_of_place(node.target)
             later = [user for user in node.args[0].users if user > node]
             for user in later:
@@ -182,6 +183,34 @@ def _out_of_place(target: Any) -> Any:
     """The operator that computes the same and leaves its input alone; None where there is no need."""
     name = target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
     return getattr(getattr(aten, name[:-1]), target._overloadname, None) if name in _IN_PLACE else None
+
+
+def _is_read_by_another_name(node: torch.fx.Node) -> bool:
+    """Whether what an in-place operator overwrites is read afterwards otherwise than through its input or output.
+
+    So it is where a slice is written into: there the operator stays as it is.
+    """
+    written = node.args[0]
+    assert isinstance(written, torch.fx.Node)
+    memory = _memory(written)
+    names = (n for n in node.graph.nodes if n < node and n is not written and _memory(n) is memory)
+    return any(user > node for name in names for user in name.users)
+
+
+def _memory(node: torch.fx.Node) -> torch.fx.Node:
+    """The node that made the memory that this one shows."""
+    while _shows_memory_of_its_input(node):
+        source = node.args[0]
+        assert isinstance(source, torch.fx.Node)
+        node = source
+    return node
+
+
+def _shows_memory_of_its_input(node: torch.fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    is_operator = isinstance(node.target, torch._ops.OpOverload) and bool(node.args)
+    return is_operator and any(value.alias_info is not None for value in node.target._schema.returns)  # type: ignore[union-attr]
 
 
 def _source_line(error: BaseException) -> str:

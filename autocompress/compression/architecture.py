@@ -24,8 +24,8 @@ class Skip(nn.Module):
     """Passes its first input on, whatever else it is called with."""
 
     def forward(self, x: Tensor, *_others: object, **_options: object) -> Tensor:
-        """``x``, unchanged."""
-        return x
+        """``x``, unchanged; in training a copy, because what comes next may write into it in place."""
+        return x.clone() if self.training else x
 
 
 def find_blocks(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Block], dict[str, str]]:

@@ -219,7 +219,10 @@ FACTS: dict[str, Any] = {
         "parameters": 855_770,
         "runs": [{"name": "layer1", "blocks": ["layer1.4", "layer1.2"], "sensitivities": [0.01, 0.02]}],
         "groups": [{"name": "layer1.0.conv1", "channels": 16, "layers": ["layer1.0.conv1"]}],
-        "layers": [{"name": n, "kind": k, "parameters": 9} for n, k in (("conv1", "convolution"), ("linear", "linear"))],
+        "layers": [
+            {"name": n, "kind": k, "parameters": 9}
+            for n, k in (("conv1", "convolution"), ("layer1.0.conv1", "convolution"), ("linear", "linear"))
+        ],
         "left_out": {
             "block layer2.0": "input and output shapes differ",
             "group conv1": "the dry run broke it",
