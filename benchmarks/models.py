@@ -35,14 +35,14 @@ from autocompress.plan import Plan, Precision, TrainingSpec
 from autocompress.stage_clock import StageClock
 from benchmarks.networks import NETWORKS, prepared
 
-STEPS = 24
+STEPS = 60
 LEAST_REMOVED = 0.3
 DRAWS = 12
 SECTION = SpaceSection(
     sparsity=(0.25, 0.5, 0.75),
     precision=(Precision.FLOAT32, Precision.W8, Precision.W8A8, Precision.W8A8_DYNAMIC, Precision.W6A8, Precision.W4A8),
 )
-TRAINING = TrainingSection(steps=STEPS, batch_size=32, learning_rate=0.005, views=1, quantized_fraction=0.5)
+TRAINING = TrainingSection(steps=STEPS, batch_size=32, learning_rate=0.01, views=1, quantized_fraction=0.5)
 
 
 def measure_network(name: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -89,6 +89,11 @@ def captured_features(model: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def pooled_features(features: Tensor) -> Tensor:
+    """Features (batch, ..., width) as (batch, width): the mean over positions, of which batches have different numbers."""
+    return features.flatten(1, -2).mean(dim=1) if features.dim() > 2 else features
+
+
 def mark_features_(traced: torch.fx.GraphModule, classifier: str | None) -> None:
     """Make what enters a layer of a traced network a module's input, where :func:`captured_features` finds it."""
     for node in traced.graph.nodes:
@@ -154,8 +159,8 @@ class Teacher:
         self._model.to(self._acceleration.device)
         with torch.no_grad(), self._acceleration.autocast(), captured_features(self._model) as features:
             logits = call(self._model, self._acceleration.layout(inputs)).float()
-        flat = features[-1].float().flatten(1) if features else logits.new_zeros(len(logits), 0)
-        return logits, flat
+        pooled = pooled_features(features[-1].float()) if features else logits.new_zeros(len(logits), 0)
+        return logits, pooled
 
 
 def distillation_loss(
@@ -191,7 +196,7 @@ def hint_loss(features: Tensor, teacher_features: Tensor, regressor: nn.Module) 
 
     Romero et al. 2015 (FitNets), equation 3, on the features that enter the classifiers.
     """
-    return F.mse_loss(regressor(features.flatten(1)), teacher_features) / teacher_features.var().clamp_min(1e-6)
+    return F.mse_loss(regressor(pooled_features(features)), teacher_features) / teacher_features.var().clamp_min(1e-6)
 
 
 def index_stream(
@@ -354,7 +359,7 @@ def classifier_width(model: nn.Module) -> int:
     """Width of the features that enter the last linear layer; 0 without one."""
     if isinstance(model, torch.fx.GraphModule):
         marked = [node for node in model.graph.nodes if node.op == "call_module" and node.target == FEATURES]
-        return int(marked[0].meta["val"].flatten(1).shape[1]) if marked else 0
+        return int(marked[0].meta["val"].shape[-1]) if marked else 0
     name = classifier_name(model)
     layer = None if name is None else model.get_submodule(name)
     return layer.in_features if isinstance(layer, nn.Linear) else 0

@@ -119,7 +119,9 @@ def test_a_loss_of_its_own_takes_the_place_of_both_terms(alpha: float, seed: int
         torch.randn(6, 3, generator=torch.Generator().manual_seed(seed + n), dtype=torch.float64) for n in range(3)
     )
     spec = DistillationSpec(alpha=alpha, temperature=3.0)
-    expected = (1 - alpha) * (student - targets).abs().mean() + alpha * (student - teacher).square().mean() / teacher.var()
+    expected = (1 - alpha) * (student - targets).abs().mean() + alpha * (
+        student - teacher
+    ).square().mean() / teacher.var()
     found = distillation_loss(student, teacher, targets, spec, loss=lambda y, t: (y - t).abs().mean())
     assert float(found) == pytest.approx(float(expected), rel=1e-9)
 

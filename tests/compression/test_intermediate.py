@@ -83,7 +83,9 @@ def test_a_regressor_maps_a_narrow_student() -> None:
     regressor = nn.Linear(3, 8)
     loss = hidden_loss(student, teacher, {"b0": "b0"}, nn.ModuleDict({width_key("b0"): regressor}))
     own, other = student.blocks["b0"], teacher.blocks["b0"]
-    assert loss.item() == pytest.approx(float((regressor(own).detach() - other).square().mean() / other.var()), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        float((regressor(own).detach() - other).square().mean() / other.var()), rel=1e-5
+    )
     loss.backward()
     assert regressor.weight.grad is not None
 

@@ -38,7 +38,10 @@ class Other(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5), nn.Parameter(torch.randn(outputs))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5),
+            nn.Parameter(torch.randn(outputs)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).reshape(*x.shape[:-1], -1)
@@ -136,7 +139,9 @@ def test_it_runs_with_another_batch_size_and_length(made: Made, rows: int, lengt
     agree(made, found, expected)
 
 
-@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.W4, Precision.W4A8_DYNAMIC, Precision.W8A8], ids=str)
+@pytest.mark.parametrize(
+    "precision", [Precision.FLOAT32, Precision.W4, Precision.W4A8_DYNAMIC, Precision.W8A8], ids=str
+)
 def test_weights_that_lie_the_other_way_round_answer_alike(precision: Precision, tmp_path: Path) -> None:
     made = make(tmp_path / "model.onnx", precision, other_way_round=True)
     assert made.precisions["up"] is precision
