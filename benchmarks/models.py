@@ -76,6 +76,7 @@ def measure_network(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "layers": dict(Counter(layer.kind for layer in analysis.layers)),
         "removed": 1 - parameter_count(network) / analysis.parameters,
         "dropped": len(plan.architecture.dropped_blocks),
+        "steps": STEPS,
         "precisions": dict(Counter(str(p) for p in plan.quantization.precisions.values())),
         "float_error": base_parity.relative_error,
         "parity": agreement.model_dump(exclude_none=True),

@@ -29,16 +29,17 @@ IMAGES = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def deployable(
-    network: nn.Module, precision: Precision = Precision.FLOAT32, inputs: tuple[Tensor, ...] = (IMAGES,), axes: Axes = ()
+    network: nn.Module,
+    precision: Precision = Precision.FLOAT32,
+    inputs: tuple[Tensor, ...] = (IMAGES,),
+    axes: Axes = (),
 ) -> torch.fx.GraphModule:
     graph = folded(network, *inputs, axes=axes)
     insert_activation_quantizers_(graph, dict.fromkeys(weight_layers(graph), precision))
     return graph
 
 
-def export(
-    network: torch.fx.GraphModule, inputs: tuple[Tensor, ...] = (IMAGES,), axes: Axes = ()
-) -> onnx.ModelProto:
+def export(network: torch.fx.GraphModule, inputs: tuple[Tensor, ...] = (IMAGES,), axes: Axes = ()) -> onnx.ModelProto:
     return export_graph(network, inputs, tuple(f"input{n}" for n in range(len(inputs))), axes)
 
 
