@@ -47,7 +47,7 @@ from autocompress.engine.run_folder import (
 )
 from autocompress.engine.workers import exclusive
 from autocompress.errors import ConfigError, ModelError, RunError, TrialFailed, first_line
-from autocompress.layers import call
+from autocompress.layers import call, trace
 from autocompress.models import ModelSpace, load_base, load_space, tokenizer_folder, weights_digest
 from autocompress.pipeline import (
     Bench,
@@ -240,6 +240,9 @@ def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher, kept: Pat
     started = time.perf_counter()
     config, data = inputs.config, inputs.data
     settings = config.training
+    trace(inputs.base.eval(), data.example_inputs(2), data.axes)  # before minutes of training
+    if not list(inputs.base.parameters()):
+        raise _nothing_to_decide("")
     schedule = Schedule(
         steps=config.baseline.steps,
         learning_rate=config.baseline.learning_rate,
@@ -272,16 +275,19 @@ def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher, kept: Pat
     calibration = data.model_inputs(data.calibration, rows)
     analysis = analyse(inputs.base, calibration, data.axes, classification=data.loss is None)
     if analysis.decides_nothing and inputs.space is None:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(analysis.left_out.items())[:3])
-        raise ModelError(
-            f"a search needs something to decide; the model has no block, channel group or layer that a plan can change "
-            f"({reasons or 'it has no weights'}); give a model_space or another model"
-        )
+        raise _nothing_to_decide("; ".join(f"{name}: {why}" for name, why in list(analysis.left_out.items())[:3]))
     write_json(run.baseline / "measurement.json", measurement)
     write_json(run.baseline / "analysis.json", analysis)
     keep_task(run, data)
     facts = environment(config, acceleration) | {"baseline_s": round(time.perf_counter() - started, 3)}
     write_json(run.baseline / "facts.json", facts)
+
+
+def _nothing_to_decide(reasons: str) -> ModelError:
+    return ModelError(
+        f"a search needs something to decide; the model has no block, channel group or layer that a plan can change "
+        f"({reasons or 'it has no weights'}); give a model_space or another model"
+    )
 
 
 def _train_base_(inputs: Inputs, schedule: Schedule, watcher: Watcher, kept: Path | None) -> None:
