@@ -35,6 +35,11 @@ PRECISION_COLOURS = {
     Precision.W4A8: "#358fab",
     Precision.W3A8: "#0b6e8a",
     Precision.W2A8: "#043c4b",
+    Precision.W8A8_DYNAMIC: "#d6dfb0",
+    Precision.W6A8_DYNAMIC: "#b5c689",
+    Precision.W4A8_DYNAMIC: "#8fa455",
+    Precision.W3A8_DYNAMIC: "#6b7f3f",
+    Precision.W2A8_DYNAMIC: "#3f4d1f",
 }
 STAGE_COLOURS = ("#0b6e8a", "#8cc5d6", "#d96f32", "#f4c095", "#6b7f3f", "#b5c689", "#7d5ba6", "#c3aed6")
 

@@ -16,6 +16,7 @@ from autocompress.report.figures import (
     layer_rows,
     stage_time,
 )
+from autocompress.report.style import PRECISION_COLOURS
 
 
 def test_hypervolume_is_the_history_in_minutes(run: Run) -> None:
@@ -57,3 +58,8 @@ def test_nothing_measured_can_be_drawn() -> None:
     draw_hypervolume(hypervolume_curve([]))
     draw_layers([])
     draw_stage_time({})
+
+
+def test_every_precision_has_a_colour_of_its_own() -> None:
+    assert set(PRECISION_COLOURS) == set(Precision)
+    assert len(set(PRECISION_COLOURS.values())) == len(Precision)
