@@ -167,8 +167,10 @@ def write_table(results: dict[str, dict[str, Any]], path: Path) -> None:
     known = [results[name] for name in NETWORKS if name in results]
     enough = sum(figures.get("removed", 0) >= LEAST_REMOVED for figures in known)
     passed = sum("failed" not in figures for figures in known)
+    steps = Counter(figures["steps"] for figures in known if "failed" not in figures)
     summary = (
-        f"\n{passed} of {len(known)} pass; {enough} with {LEAST_REMOVED:.0%} or more of their parameters removed.\n"
+        f"\n{passed} of {len(known)} pass; {enough} with {LEAST_REMOVED:.0%} or more of their parameters removed. "
+        f"Steps of the short training: {', '.join(f'{n} ({count} networks)' for n, count in steps.most_common())}.\n"
     )
     path.write_text(HEADER + "\n".join(map(row, known)) + "\n" + summary, encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
