@@ -111,3 +111,24 @@ def test_the_precisions_are_those_of_the_study_files() -> None:
     assert len(Precision) == 11
     # float weights with 8-bit activations gain nothing and are no option
     assert "a8" not in list(Precision) and "float32a8" not in list(Precision)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_precision_says_bits_and_how_the_input_is_rounded(precision: Precision) -> None:
+    name = precision.value
+    assert precision.weight_bits == (None if name == "float32" else int(name[1]))
+    assert precision.integer_activations == name[2:].startswith("a8")
+    assert precision.dynamic == ("dynamic" in name)
+    assert precision.dynamic <= precision.integer_activations
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_each_kind_of_layer_gets_what_its_kernel_can(precision: Precision) -> None:
+    for kind in ("convolution", "linear", "embedding"):
+        found = precision.for_layer(kind)
+        assert found.weight_bits == precision.weight_bits
+        assert found.for_layer(kind) is found
+    assert precision.for_layer("linear") is precision
+    assert not precision.for_layer("convolution").dynamic
+    assert precision.for_layer("convolution").integer_activations == precision.integer_activations
+    assert not precision.for_layer("embedding").integer_activations

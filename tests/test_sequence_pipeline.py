@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from sequences import HEADS, WIDTH, WORDS, Encoder, r2, task, texts
+from torch import Tensor
 
 from autocompress.analysis import Analysis, analyse, time_shares
 from autocompress.candidate import Accuracy, Score
 from autocompress.compression.distillation import Acceleration, Schedule, Teacher, train_
 from autocompress.compression.intermediate import Points
 from autocompress.config import TrainingSection
-from autocompress.data.task import Split, TaskData
 from autocompress.deploy.encoding import count_fused
 from autocompress.deploy.session import open_session, predict
 from autocompress.errors import DataError, ModelError
