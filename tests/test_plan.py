@@ -99,27 +99,21 @@ def test_a_plan_refuses_what_it_does_not_know(change: dict[str, Any]) -> None:
     [
         ("float32", None, False), ("w8", 8, False), ("w6", 6, False), ("w4", 4, False), ("w3", 3, False), ("w2", 2, False),
         ("w8a8", 8, True), ("w6a8", 6, True), ("w4a8", 4, True), ("w3a8", 3, True), ("w2a8", 2, True),
+        ("w8a8_dynamic", 8, True), ("w6a8_dynamic", 6, True), ("w4a8_dynamic", 4, True), ("w3a8_dynamic", 3, True),
+        ("w2a8_dynamic", 2, True),
     ],
 )  # fmt: skip
 def test_a_precision_says_its_bits_and_its_kernels(precision: str, bits: int | None, integer: bool) -> None:
     assert Precision(precision).weight_bits == bits
     assert Precision(precision).integer_activations is integer
+    assert Precision(precision).dynamic is precision.endswith("dynamic")
     assert str(Precision(precision)) == precision
 
 
 def test_the_precisions_are_those_of_the_study_files() -> None:
-    assert len(Precision) == 11
+    assert len(Precision) == 16
     # float weights with 8-bit activations gain nothing and are no option
     assert "a8" not in list(Precision) and "float32a8" not in list(Precision)
-
-
-@pytest.mark.parametrize("precision", list(Precision))
-def test_a_precision_says_bits_and_how_the_input_is_rounded(precision: Precision) -> None:
-    name = precision.value
-    assert precision.weight_bits == (None if name == "float32" else int(name[1]))
-    assert precision.integer_activations == name[2:].startswith("a8")
-    assert precision.dynamic == ("dynamic" in name)
-    assert precision.dynamic <= precision.integer_activations
 
 
 @pytest.mark.parametrize("precision", list(Precision))

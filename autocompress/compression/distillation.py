@@ -121,7 +121,9 @@ class Teacher:
         self, model: nn.Module, data: TaskData, views: int, acceleration: Acceleration, points: Points | None = None
     ) -> None:
         self._data, self._acceleration = data, acceleration
-        self._model = model.eval()
+        # the base itself stays where it is: students are copied from it
+        on_cpu = acceleration.device == "cpu"
+        self._model = model.eval() if on_cpu else copy.deepcopy(model).eval().to(acceleration.device)
         self.points = (points or Points()).within(model)
         logits, features = self._run(data.training_inputs(torch.arange(1), 0))
         self._output_shape = logits.shape[1:]
@@ -156,7 +158,6 @@ class Teacher:
         return found
 
     def _run(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        self._model.to(self._acceleration.device)
         with torch.no_grad(), self._acceleration.autocast(), captured_features(self._model) as features:
             logits = call(self._model, self._acceleration.layout(inputs)).float()
         pooled = pooled_features(features[-1].float()) if features else logits.new_zeros(len(logits), 0)
