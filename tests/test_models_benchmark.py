@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def test_most_networks_lose_parameters_for_real(results: dict[str, dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "gpt2", "audio", "lstm"])
 def test_a_network_goes_the_road_again(name: str, results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     again = models.measure_network(name, 0, tmp_path)  # raises where parity fails

@@ -42,6 +42,7 @@ from autocompress.plan import (
 )
 from autocompress.stage_clock import StageClock
 
+
 class Setting:
     """A trained base with its analysis and bench."""
 
