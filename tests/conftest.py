@@ -21,6 +21,9 @@ from autocompress.data.task import TaskData
 from autocompress.models import load_model, load_space
 from autocompress.pipeline import Bench
 from autocompress.plan import DistillationSpec
+from autocompress.torchvision_compat import import_torchvision
+
+import_torchvision()  # timm and transformers import it as well
 
 CIFAR_RESNET = Path(__file__).parents[1] / "search_spaces" / "cifar_resnet.py"
 SMALL_SPACE = {

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("timm")
-pytest.importorskip("transformers")
-
 from benchmarks import models
 from benchmarks.networks import NETWORKS
 
