@@ -285,4 +285,4 @@ def test_without_transformers_one_line_says_what_to_install(folder: Path, monkey
     message = _refusal(lambda: _load(folder))
     transformers_source.import_transformers.cache_clear()
     assert "needs the package transformers" in message
-    assert 'pip install "autocompress[transformers]"' in message
+    assert 'pip install "autocompress[text]"' in message
