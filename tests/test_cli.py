@@ -52,6 +52,42 @@ class Unexportable(Tiny):
         return torch.lgamma(super().forward(x).exp())
 
 
+class Product(nn.Module):
+    # learns, and has no layer that a plan could change
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(64, 10) * 0.01)
+
+    def forward(self, x):
+        return x.flatten(1) @ self.matrix
+
+
+class Weightless(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10]
+
+
+def no_number(outputs, targets):
+    return float("nan")
+
+
+def hits(outputs, targets):
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+def failing(outputs, targets):
+    raise ValueError("the loss is lost\\nsecond line")
+
+
+def vector(outputs, targets):
+    return (outputs.sum(1) - targets) ** 2
+
+
+def one_argument(outputs):
+    return outputs.mean()
+
+
 def raises():
     raise ValueError("no such size")
 
@@ -141,7 +177,13 @@ def edited(place: Path, old: str, new: str) -> str:
         ('"model.py:Tiny"', '"no_such_package.models:tiny"', ["no_such_package"]),
         ('"model.py:Tiny"', '"model.py:raises"', ["no such size"]),
         ('"model.py:Tiny"', '"model.py:no_module"', ["int"]),
-        ('"model.py:Tiny"', '"model.py:Branching"', ["traceable"]),
+        ('"model.py:Tiny"', '"model.py:Branching"', ["traceable", "model.py line 23 (if x.sum() > 0:)"]),
+        ('"model.py:Tiny"', '"model.py:Weightless"', ["something to decide", "no weights"]),
+        ("[baseline]", '[task]\nmetric = "model.py:no_number"\n[baseline]', ["no_number", "nan"]),
+        ("[baseline]", '[task]\nmetric = "model.py:failing"\n[baseline]', ["failing", "the loss is lost", "[8, 10]"]),
+        ("[baseline]", '[task]\nmetric = "model.py:missing"\n[baseline]', ["missing", "model.py"]),
+        ("[baseline]", '[task]\nloss = "model.py:failing"\n[baseline]', ["task.metric", "missing"]),
+        ("[baseline]", '[task]\nlosss = "model.py:failing"\n[baseline]', ["did you mean loss"]),
         ('"model.py:Tiny"\n', '"model.py:Tiny"\narguments = { channels = 3 }\n', ["channels"]),
         ('"model.py:Tiny"\n', '"model.py:Tiny"\narguments = { num_classes = 7 }\n', ["10 classes"]),
         ('"model.py:Tiny"\n', '"model.py:Tiny"\nweights = "missing.pt"\n', ["missing.pt"]),
@@ -161,6 +203,32 @@ def test_a_model_that_cannot_be_exported_is_refused(place: Path, run_cli: Callab
     study = edited(place, "model.py:Tiny", "model.py:Unexportable")
     edited(place, "steps = 120", "steps = 1")
     refused(run_cli("search", study), "export")
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("loss", "fragments"),
+    [
+        ("failing", ["failing", "ValueError", "the loss is lost", "[8]", "correct task.loss"]),
+        ("vector", ["vector", "scalar"]),
+        ("no_number", ["no_number"]),
+        ("one_argument", ["one_argument", "TypeError"]),
+        ("gone", ["gone", "loss"]),
+    ],
+)
+def test_a_loss_that_is_none_is_one_line(
+    place: Path, run_cli: Callable[..., tuple[int, str, str]], loss: str, fragments: list[str]
+) -> None:
+    task = f'[task]\nloss = "model.py:{loss}"\nmetric = "model.py:hits"\n[baseline]'
+    refused(run_cli("search", edited(place, "[baseline]", task)), *fragments)
+    assert not (place / "runs").exists()
+
+
+def test_a_model_that_no_decision_can_change_is_refused_with_the_reason(
+    place: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    study = edited(place, "model.py:Tiny", "model.py:Product")
+    refused(run_cli("search", study), "something to decide", "matrix", "alone reads it")
     assert not (place / "runs").exists()
 
 

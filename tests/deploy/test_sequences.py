@@ -164,6 +164,8 @@ def test_each_layer_runs_on_the_intended_kernel(made: Made) -> None:
     assert (integer, floats) == (4, 0)
     if precision.dynamic:
         # two layers read one tensor, which is quantised once for both; each of the others has it fused
+        written = [node.op_type for node in onnx.load(made.path).graph.node]
+        assert (written.count("DynamicQuantizeLinear"), written.count("MatMulInteger")) == (3, 4)
         assert operators["DynamicQuantizeLinear"] == 1
         assert (operators["MatMulIntegerToFloat"], operators["DynamicQuantizeMatMul"]) == (2, 2)
     else:

@@ -159,3 +159,21 @@ def test_dropped_layers_take_their_heads_and_precisions_along(parametrisation: A
 def test_a_width_of_an_analysis_is_found_again_by_its_name(analysis: Analysis) -> None:
     assert all(isinstance(width, InnerWidth) and width.name == name for name, width in analysis.inner.items())
     assert {width.kind for width in analysis.inner.values()} == {"heads", "mlp"}
+
+
+@both
+def test_heads_and_hidden_units_may_have_ratios_of_their_own(
+    parametrisation: Any, analysis: Analysis, data: TaskData, bench: Bench
+) -> None:
+    section = SpaceSection(sparsity=(0.0, 0.5), head_sparsity=(0.0, 0.25, 0.75), mlp_sparsity=(0.0,))
+    space = Space(section, TrainingSection(steps=10), analysis, data.example_inputs(2), "d" * 64, 100, data.axes)
+    seen: dict[str, set[float]] = {"channels": set(), "heads": set(), "mlp": set()}
+    kinds = {group.name: group.kind for group in analysis.groups}
+    for plan, trial in drawn(space, parametrisation):
+        for name, ratio in plan.pruning.ratios.items():
+            seen[kinds[name]].add(ratio)
+        assert parametrisation is PerStage or not [name for name in trial.params if name.startswith("base.mlp")]
+    assert seen == {"channels": {0.0, 0.5}, "heads": {0.0, 0.25, 0.75}, "mlp": {0.0}}
+    for each in obvious_plans(space, parametrisation)[2:]:
+        assert {r for name, r in each.plan.pruning.ratios.items() if kinds[name] == "heads"} == {0.25}
+        assert build_network(bench, each.plan)(*data.example_inputs(2)).shape == (2, 2)
