@@ -123,18 +123,40 @@ class Measurement(_Record):
     test: Accuracy | Score | None = None
 
 
+class Estimate(_Record):
+    """What the ladder's cheap rungs say of a plan: bytes and time from tables, accuracy from shared weights.
+
+    ``shared_drop_points`` and ``divergence`` (nats, Kullback-Leibler from the base's classes; the squared distance
+    in units of variance where there are no classes) are what the member of the shared weights shows on a part of
+    validation; ``drop_points`` is the drop that is expected of it after training.
+    """
+
+    size_ratio: float
+    latency_ratio: float
+    divergence: float
+    shared_drop_points: float
+    drop_points: float
+
+
 class Origin(StrEnum):
     """Where a candidate's plan came from."""
 
     ENQUEUED = "enqueued"
     SAMPLED = "sampled"
+    MUTATED = "mutated"
+    PROMOTED = "promoted"
     CONTINUED = "continued"
 
 
 class State(StrEnum):
-    """``complete`` was measured in full; ``over_limit`` was stopped before training; ``failed`` has a reason."""
+    """How a trial ended.
+
+    ``complete`` was measured in full, on its file; ``estimated`` has no file, only an :class:`Estimate`;
+    ``over_limit`` was stopped before training; ``failed`` has a reason.
+    """
 
     COMPLETE = "complete"
+    ESTIMATED = "estimated"
     OVER_LIMIT = "over_limit"
     FAILED = "failed"
 
@@ -147,7 +169,7 @@ class Candidate(_Record):
     state: State
     name: str = Field(default="", description="what an enqueued plan is called, e.g. 'uniform w8a8'")
     reason: str = Field(default="", description="'kind: message' of a failure or of the limit that was broken")
-    parent: int | None = Field(default=None, description="the trial whose training was continued")
+    parent: int | None = Field(default=None, description="the trial that was promoted, or whose training was continued")
     total_steps: int = Field(default=0, description="training steps including those of all ancestors")
     violations: dict[str, float] = Field(default_factory=dict, description="limit -> amount; feasible when <= 0")
     started_s: float = Field(default=0.0, description="seconds of run time when the trial began")
@@ -155,6 +177,7 @@ class Candidate(_Record):
     stage_seconds: dict[str, float] = Field(default_factory=dict)
     plan: Plan
     measurement: Measurement | None = None
+    estimate: Estimate | None = None
 
     @property
     def feasible(self) -> bool:

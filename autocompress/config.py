@@ -71,10 +71,11 @@ class _Section(BaseModel):
 
 
 class StudySection(_Section):
-    """``[study]``: name, sampler, totals of the run."""
+    """``[study]``: name, engine, sampler, totals of the run."""
 
     name: Annotated[str, AfterValidator(_check_name)]
     mode: Literal["pareto", "scalar"] = "pareto"
+    engine: Literal["ladder", "plain"] = "ladder"
     sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     trials: Annotated[int, Field(ge=1)] | None = None
