@@ -159,10 +159,17 @@ def _uncovered(network: nn.Module, layers: tuple[Layer, ...]) -> dict[str, str]:
 def _sensitivity(network: nn.Module, block: str, inputs: tuple[Tensor, ...], classification: bool) -> float:
     with torch.no_grad():
         whole, without = call(network, inputs), call(drop_blocks(network, (block,)), inputs)
+    return divergence(without, whole, classification)
+
+
+def divergence(outputs: Tensor, reference: Tensor, classification: bool) -> float:
+    """How far outputs (rows, ...) are from a reference: nats of Kullback-Leibler divergence of class probabilities,
+    or the squared distance in units of the reference's variance where there are no classes.
+    """
     if not classification:
-        return float((without - whole).square().mean() / whole.var().clamp_min(1e-12))
-    whole, without = F.log_softmax(whole, dim=-1), F.log_softmax(without, dim=-1)
-    return float(F.kl_div(without, whole, reduction="batchmean", log_target=True))
+        return float((outputs - reference).square().mean() / reference.var().clamp_min(1e-12))
+    own, expected = F.log_softmax(outputs, dim=-1), F.log_softmax(reference, dim=-1)
+    return float(F.kl_div(own, expected, reduction="batchmean", log_target=True))
 
 
 class _Timed(torch.fx.Interpreter):

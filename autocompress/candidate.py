@@ -128,14 +128,15 @@ class Estimate(_Record):
 
     ``shared_drop_points`` and ``divergence`` (nats, Kullback-Leibler from the base's classes; the squared distance
     in units of variance where there are no classes) are what the member of the shared weights shows on a part of
-    validation; ``drop_points`` is the drop that is expected of it after training.
+    validation; ``drop_points`` is the drop that is expected of it after a short training. They are None where the
+    tables alone put the plan beyond a limit.
     """
 
     size_ratio: float
     latency_ratio: float
-    divergence: float
-    shared_drop_points: float
-    drop_points: float
+    divergence: float | None = None
+    shared_drop_points: float | None = None
+    drop_points: float | None = None
 
 
 class Origin(StrEnum):

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from autocompress.candidate import Accuracy, Parity, Score
 from autocompress.compression.architecture import drop_blocks, inherit_weights_
 from autocompress.compression.distillation import Acceleration, Schedule, Teacher, mark_features_, train_
+from autocompress.compression.elastic import Member, SharedWeights, make_member
 from autocompress.compression.inner_widths import InnerWidth, find_inner_widths
-from autocompress.compression.pruning import prune
+from autocompress.compression.pruning import kept_units, with_units
 from autocompress.compression.quantization import (
     attach_weight_quantizers_,
     calibrate_,
@@ -47,7 +48,7 @@ from autocompress.deploy.measure import Batch, check_parity, compare_hits, compa
 from autocompress.errors import DataError, ModelError, first_line
 from autocompress.layers import classifier_name, trace
 from autocompress.models import ModelSpace, freeze
-from autocompress.plan import Plan
+from autocompress.plan import Plan, Precision
 from autocompress.stage_clock import StageClock
 
 EVALUATION_BATCH = 100
@@ -94,6 +95,19 @@ def build_network(bench: Bench, plan: Plan) -> nn.Module:
     Raises:
         KeyError, AttributeError: the plan names layers or blocks that the network does not have.
     """
+    network, kept, inner = _unpruned(bench, plan)
+    return with_units(network, bench.data.example_inputs(2), kept, inner)
+
+
+def build_member(bench: Bench, plan: Plan, shared: SharedWeights) -> Member:
+    """The same network as a member of shared weights, for which room is made where there is none."""
+    network, kept, inner = _unpruned(bench, plan)
+    shared.cover_(bench.base if plan.architecture.family == "base" else network)
+    return make_member(network, bench.data.example_inputs(2), kept, inner, plan.quantization.precisions)
+
+
+def _unpruned(bench: Bench, plan: Plan) -> tuple[nn.Module, dict[str, Tensor], Mapping[str, InnerWidth]]:
+    """The network of a plan's architecture, the units that its pruning keeps, and its inner widths."""
     torch.manual_seed(plan.seed)
     architecture = plan.architecture
     if architecture.family == "base":
@@ -102,8 +116,9 @@ def build_network(bench: Bench, plan: Plan) -> nn.Module:
         network, _ = freeze(bench.space, lambda label, _options: architecture.choices[label])
         inherit_weights_(network, bench.base)
     network.eval()
+    inner = _inner_widths(bench, network, plan)
     inputs, ratios = bench.data.example_inputs(2), plan.pruning.ratios
-    return prune(network, inputs, ratios, bench.channel_multiple, _inner_widths(bench, network, plan))
+    return network, kept_units(network, inputs, ratios, bench.channel_multiple, inner), inner
 
 
 def _inner_widths(bench: Bench, network: nn.Module, plan: Plan) -> Mapping[str, InnerWidth]:
@@ -141,7 +156,7 @@ def draft(bench: Bench, network: nn.Module, plan: Plan, path: Path, clock: Stage
     """
     with clock.stage("export"):
         traced = trace_network(bench, network)
-        structure = _deployable(network, traced, plan)
+        structure = deployable_of(network, traced, plan.quantization.precisions)
         data = bench.data
         graph = export_graph(structure, data.example_inputs(2), data.input_names, data.axes)
         fill_with_random_values_(structure)
@@ -166,7 +181,7 @@ def finish(
     with clock.stage("train"):
         _train(bench, draft.network, plan, plan.training.steps - quantized_steps, 1.0)
         save_file(float_state(draft.network), checkpoint)
-    deployable = _deployable(draft.network, draft.traced, plan)
+    deployable = deployable_of(draft.network, draft.traced, plan.quantization.precisions)
     attach_weight_quantizers_(deployable, plan.quantization.precisions)
     with clock.stage("calibrate"):
         calibrate_(deployable, _calibration_batches(bench))
@@ -184,13 +199,15 @@ def float_state(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().contiguous().clone() for name, value in network.state_dict().items()}
 
 
-def _deployable(network: nn.Module, traced: torch.fx.GraphModule, plan: Plan) -> torch.fx.GraphModule:
-    """The traced network with the weights of ``network``, folded, rounding where the plan says."""
+def deployable_of(
+    network: nn.Module, traced: torch.fx.GraphModule, precisions: Mapping[str, Precision]
+) -> torch.fx.GraphModule:
+    """The traced network with the weights of ``network``, folded, rounding where the precisions say."""
     deployable = copy.deepcopy(traced)
     state, own = network.state_dict(), deployable.state_dict()
     deployable.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
     fold_batch_norm_(deployable)
-    insert_activation_quantizers_(deployable, plan.quantization.precisions)
+    insert_activation_quantizers_(deployable, precisions)
     return deployable
 
 

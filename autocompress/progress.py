@@ -21,12 +21,14 @@ from rich.progress import (
 from rich.table import Table
 
 from autocompress.analysis import Analysis
-from autocompress.candidate import Candidate, Measurement, Origin, State
+from autocompress.candidate import Candidate, Estimate, Measurement, Origin, State
 from autocompress.config import StudyConfig
 from autocompress.engine.events import Watcher
 from autocompress.engine.pareto import front, hypervolume, objective_vector
 
 MEMBERS_SHOWN = 12
+ESTIMATES_A_LINE = 250
+"""Plans estimated between two plain lines; a search may estimate thousands, a few each second."""
 
 
 def watcher_for(console: Console, config: StudyConfig) -> LivePanel | PlainLines:
@@ -57,8 +59,17 @@ def figures(measurement: Measurement) -> str:
     )
 
 
+def expectation(estimate: Estimate) -> str:
+    """What is expected of a plan that was not trained, on one line."""
+    # without a drop the tables alone say that a limit is broken
+    drop = "beyond a limit" if estimate.drop_points is None else f"drop about {estimate.drop_points:.1f}"
+    return f"{drop}, {1 / estimate.size_ratio:.1f}x smaller, {1 / estimate.latency_ratio:.1f}x faster"
+
+
 def outcome(candidate: Candidate) -> str:
     """How a trial ended, on one line."""
+    if candidate.state is State.ESTIMATED:
+        return "estimated" + (f": {expectation(candidate.estimate)}" if candidate.estimate else "")
     if candidate.state is State.COMPLETE and candidate.measurement is not None:
         beyond = "" if candidate.feasible else ", beyond a limit"
         return figures(candidate.measurement) + beyond
@@ -79,19 +90,31 @@ class _Totals:
         self._study = config.study
 
     def text(self, candidates: Sequence[Candidate], progress: float) -> str:
-        """For example ``12/40 trials, about 3:20 left``."""
-        done = f"{len(candidates)}" + (f"/{self._study.trials}" if self._study.trials else "") + " trials"
+        """For example ``12/40 trials, about 3:20 left``, or ``312 plans estimated, 24 trained and measured, ...``.
+
+        What was only estimated does not count towards the trials of the study.
+        """
+        estimated = sum(c.state is State.ESTIMATED for c in candidates)
+        total, counted = self._study.trials, len(candidates) - estimated
+        done = f"{counted}" + (f"/{total}" if total else "") + " trials"
+        if estimated:
+            complete = sum(c.state is State.COMPLETE for c in candidates)
+            of_total = f" ({done})" if total else ""
+            done = f"{estimated} plans estimated, {complete} trained and measured{of_total}"
         used = max((c.finished_s for c in candidates), default=0.0)
         left = used / progress - used if progress > 0 else 0.0
         return f"{done}, about {int(left) // 60}:{int(left) % 60:02d} left"
 
 
 class PlainLines:
-    """One line an event: for logs and pipes."""
+    """One line an event: for logs and pipes. Plans that are only estimated are counted, not listed."""
 
     def __init__(self, console: Console, config: StudyConfig) -> None:
         self._console, self._totals = console, _Totals(config)
         self._members: set[int] = set()
+        self._estimates = 0
+        self._may_only_estimate = {Origin.SAMPLED, Origin.MUTATED} if config.study.engine == "ladder" else set[Origin]()
+        self._held = ""
 
     def __enter__(self) -> Self:
         return self
@@ -113,11 +136,19 @@ class PlainLines:
         self._line("baseline: " + "; ".join(baseline_lines(measurement, analysis)))
 
     def started(self, trial: int, origin: Origin, what: str) -> None:
-        """A trial begins."""
-        self._line(f"trial {trial} ({origin.value}): {what}")
+        """A trial begins; the line waits where the trial may end as one of thousands of estimates."""
+        line = f"trial {trial} ({origin.value}): {what}"
+        self._held = line if origin in self._may_only_estimate else ""
+        if not self._held:
+            self._line(line)
 
     def finished(self, candidate: Candidate, candidates: Sequence[Candidate], progress: float) -> None:
         """A trial ended."""
+        if candidate.state is State.ESTIMATED:
+            self._estimated(candidate, candidates, progress)
+            return
+        if self._held:
+            self._line(self._held)
         self._line(f"trial {candidate.trial}: {outcome(candidate)}")
         members = {c.trial for c in front(candidates)}
         for number in sorted(members - self._members):
@@ -127,6 +158,13 @@ class PlainLines:
             f"{self._totals.text(candidates, progress)}; hypervolume {front_volume(candidates):.3f}; front {len(members)}"
         )
 
+    def _estimated(self, candidate: Candidate, candidates: Sequence[Candidate], progress: float) -> None:
+        """A line for the first estimate of all, then one for every so many; the front stays as it is."""
+        if self._estimates % ESTIMATES_A_LINE == 0:
+            self._line(f"{self._totals.text(candidates, progress)}; trial {candidate.trial} {outcome(candidate)}")
+        self._estimates += 1
+        self._held = ""
+
 
 class LivePanel:
     """Baseline card, progress bar, current trial, front and hypervolume, redrawn in place."""
@@ -135,6 +173,8 @@ class LivePanel:
         self._totals = _Totals(config)
         self._card: list[str] = []
         self._candidates: Sequence[Candidate] = ()
+        self._members: list[Candidate] = []
+        self._volume = 0.0
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -170,10 +210,14 @@ class LivePanel:
 
     def finished(self, candidate: Candidate, candidates: Sequence[Candidate], progress: float) -> None:
         """A trial ended; a new member of the front is printed above the panel."""
-        before = {c.trial for c in front(self._candidates)}
         self._candidates = candidates
         self._bar.update(self._task, completed=progress)
-        if candidate.trial in {c.trial for c in front(candidates)} - before and candidate.measurement is not None:
+        if candidate.state is State.ESTIMATED:  # changes no front, and there are thousands
+            return
+        before = {c.trial for c in self._members}
+        # kept, because the panel is drawn several times a second
+        self._members, self._volume = front(candidates), front_volume(candidates)
+        if candidate.trial in {c.trial for c in self._members} - before and candidate.measurement is not None:
             stamp = time.strftime("%H:%M:%S")
             self._live.console.print(
                 f"{stamp} new member of the front: trial {candidate.trial}, {figures(candidate.measurement)}",
@@ -189,13 +233,13 @@ class LivePanel:
             progress = self._bar.tasks[0].completed
             failed = sum(c.state is State.FAILED for c in self._candidates)
             parts.append(
-                f"{self._totals.text(self._candidates, progress)}; hypervolume {front_volume(self._candidates):.3f}"
+                f"{self._totals.text(self._candidates, progress)}; hypervolume {self._volume:.3f}"
                 + (f"; {failed} failed" if failed else "")
             )
         return Group(*parts, self._bar)
 
     def _front_table(self) -> Table:
-        members = front(self._candidates)
+        members = self._members
         table = Table(title=f"front: {len(members)} members", title_justify="left")
         for heading in ("trial", "origin", "accuracy", "drop", "KB", "smaller", "faster"):
             table.add_column(heading, justify="left" if heading == "origin" else "right")

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.engine.delivery import export_candidate
+from autocompress.candidate import State
 from autocompress.engine.run_folder import (
     RunFolder,
-    read_analysis,
+    read_analysis_content,
     read_baseline,
     read_candidates,
     read_facts,
+    read_study,
     run_config,
 )
-from autocompress.engine.session import open_study
 from autocompress.errors import RunError
 from autocompress.report.frame import candidates_frame, front_rows
-from autocompress.report.page import write_report
 from autocompress.report.selection import select_best
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 class Results:
     """The results of a run, read from its folder at each look.
+
+    What only a report or an export needs is imported there: torch and plotly take longer than reading a run.
 
     Attributes:
         run: the folder.
@@ -37,10 +38,12 @@ class Results:
     @property
     def candidates(self) -> pd.DataFrame:
         """A row for each trial; columns as :func:`autocompress.report.frame.candidates_frame` says, and ``artifact``,
-        the path of the trial's file.
+        the path of the trial's file; None for a trial that has none.
         """
         frame = candidates_frame(read_candidates(self.run), read_baseline(self.run), run_config(self.run).objective)
-        frame["artifact"] = [str(self.run.artifact(int(number))) for number in frame["trial"]]
+        with_file = frame["state"] == State.COMPLETE.value
+        trials = zip(frame["trial"], with_file, strict=True)
+        frame["artifact"] = [str(self.run.artifact(int(number))) if has_file else None for number, has_file in trials]
         return frame
 
     @property
@@ -54,19 +57,19 @@ class Results:
         Raises:
             RunError: the folder for it does not exist.
         """
+        from autocompress.report.page import write_report
+
         run, target = self.run, Path(path) if path is not None else self.run.report
         if not target.parent.is_dir():
             raise RunError(f"the report's folder must exist; {target.parent} does not; make it first")
-        config = run_config(run)
-        facts = read_facts(run) | {"analysis": read_analysis(run).model_dump(mode="json"), "run_folder": str(run.root)}
-        study = open_study(run, config, None) if run.journal.is_file() else None
+        facts = read_facts(run) | {"analysis": read_analysis_content(run), "run_folder": str(run.root)}
         write_report(
             target,
-            config=config,
+            config=run_config(run),
             baseline=read_baseline(run),
             candidates=read_candidates(run),
             facts=facts,
-            study=study,
+            study=read_study(run),
         )
         return target
 
@@ -91,5 +94,7 @@ class Results:
         """
         if (trial is None) == (best is None):
             raise RunError("export takes one of trial and best; got both or neither; give one")
+        from autocompress.engine.delivery import export_candidate
+
         number = trial if trial is not None else self.choose(best or "")
         return export_candidate(self.run, number, Path(output))

@@ -129,7 +129,23 @@ def prune(
     multiple: int,
     inner: Mapping[str, InnerWidth] | None = None,
 ) -> nn.Module:
-    """A copy of the network without the least important channels of each group.
+    """A copy of the network without the least important channels of each group: :func:`kept_units`, then
+    :func:`with_units`.
+
+    Raises:
+        KeyError: a ratio names no group of the network.
+    """
+    return with_units(model, inputs, kept_units(model, inputs, ratios, multiple, inner), inner)
+
+
+def kept_units(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    ratios: Mapping[str, float],
+    multiple: int,
+    inner: Mapping[str, InnerWidth] | None = None,
+) -> dict[str, Tensor]:
+    """Which units of each group stay, in order; groups that keep all of them are left out.
 
     Importance is the group's L2 magnitude (Torch-Pruning's ``GroupMagnitudeImportance``). The channels
     that stay are a multiple of ``multiple``, or all of them where the group has fewer; heads stay one by one.
@@ -141,30 +157,51 @@ def prune(
     Raises:
         KeyError: a ratio names no group of the network.
     """
-    student = copy.deepcopy(model)
-    if not any(ratios.values()):
-        return student
-    inner = inner or {}
-    for name in inner.keys() & ratios.keys():
-        _prune_inner_(student, inner[name], ratios[name], multiple)
-    modules = dict(student.named_modules())
-    layers = {name: modules[name] for name in ratios if name not in inner}
-    if not any(ratios[name] for name in layers):
-        return student
-    graph = _graph(student, inputs)
-    importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)
-    for name, layer in layers.items():
-        if not ratios[name]:
-            continue
-        group = _group_of(graph, layer, None)
-        scores, parts = importance(group), _convolution_groups(group)
-        kept = kept_channels(len(scores), ratios[name], math.lcm(multiple, parts))
+    inner, modules = inner or {}, dict(model.named_modules())
+    found: dict[str, Tensor] = {}
+    graph = None
+    for name, ratio in ratios.items():
+        if name in inner:
+            scores, parts = unit_importance(model, inner[name]), 1
+            own_multiple = multiple if inner[name].size == 1 else 1
+        else:
+            layer = modules[name]
+            if not ratio:
+                continue
+            graph = graph or _graph(model, inputs)
+            group = _group_of(graph, layer, None)
+            scores, parts = (
+                tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)(group),
+                _convolution_groups(group),
+            )
+            own_multiple = math.lcm(multiple, parts)
+        kept = kept_channels(len(scores), ratio, own_multiple)
         if kept < len(scores):
             # each group of a grouped convolution gives the same number; a stable sort, so that equal scores give
             # the same channels on every run
-            order = scores.reshape(parts, -1).argsort(dim=1, stable=True)[:, : (len(scores) - kept) // parts]
+            order = scores.detach().reshape(parts, -1).argsort(dim=1, descending=True, stable=True)[:, : kept // parts]
             first = torch.arange(parts)[:, None] * (len(scores) // parts)
-            _group_of(graph, layer, (order + first).flatten().tolist()).prune()
+            found[name] = (order + first).flatten().sort().values
+    return found
+
+
+def with_units(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    kept: Mapping[str, Tensor],
+    inner: Mapping[str, InnerWidth] | None = None,
+) -> nn.Module:
+    """A copy of the network that has only the given units of each named group."""
+    student, inner = copy.deepcopy(model), inner or {}
+    for name in inner.keys() & kept.keys():
+        without_units_(student, inner[name], kept[name])
+    modules = dict(student.named_modules())
+    layers = {modules[name]: units for name, units in kept.items() if name not in inner}
+    graph = _graph(student, inputs) if layers else None
+    for layer, units in layers.items():
+        stays = set(units.tolist())
+        gone = [unit for unit in range(graph.get_out_channels(layer)) if unit not in stays]  # type: ignore[union-attr]
+        _group_of(graph, layer, gone).prune()
     return student
 
 
@@ -173,13 +210,6 @@ def _convolution_groups(group: Any) -> int:
     modules = [item.dep.target.module for item in group]
     divided = [m.groups for m in modules if isinstance(m, nn.Conv1d | nn.Conv2d) and 1 < m.groups < m.in_channels]
     return math.lcm(*divided)
-
-
-def _prune_inner_(student: nn.Module, width: InnerWidth, ratio: float, multiple: int) -> None:
-    kept = kept_channels(width.units, ratio, multiple if width.size == 1 else 1)
-    if kept < width.units:
-        order = torch.argsort(unit_importance(student, width), descending=True, stable=True)
-        without_units_(student, width, order[:kept].sort().values)
 
 
 def kept_channels(channels: int, ratio: float, multiple: int) -> int:

@@ -40,9 +40,14 @@ def scalar_objective(measurement: Measurement, objective: ObjectiveSection) -> f
         ValueError: accuracy or latency was not measured.
     """
     validation, latency = _measured_in_full(measurement)
+    return scalarise(validation.fraction, measurement.size_ratio, latency.ratio, objective)
+
+
+def scalarise(accuracy: float, size_ratio: float, latency_ratio: float, objective: ObjectiveSection) -> float:
+    """h of an accuracy in [0, 1] and two ratios to the uncompressed file."""
     weights = (objective.size_weight, objective.latency_weight)
-    cost = float(np.average([measurement.size_ratio, latency.ratio], weights=weights))
-    return objective.alpha * validation.fraction - objective.beta * cost
+    cost = float(np.average([size_ratio, latency_ratio], weights=weights))
+    return objective.alpha * accuracy - objective.beta * cost
 
 
 def front(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -58,6 +63,18 @@ def front(candidates: Iterable[Candidate]) -> list[Candidate]:
         if keeps:
             members.setdefault(vector, candidate)
     return [members[vector] for vector in sorted(members, key=lambda vector: vector[::-1])]
+
+
+def ranks(points: ArrayLike) -> NDArray[np.int64]:
+    """Non-dominated rank of each point (n x 3): 0 for the front, 1 for the front of the rest, and so on."""
+    array = np.asarray(points, dtype=float).reshape(-1, 3)
+    found, left = np.zeros(len(array), dtype=np.int64), np.arange(len(array))
+    rank = 0
+    while len(left):
+        best = _non_dominated(array[left])
+        found[left[best]] = rank
+        left, rank = left[~best], rank + 1
+    return found
 
 
 def hypervolume(points: ArrayLike, reference: ObjectiveVector = REFERENCE_POINT) -> float:

@@ -8,25 +8,41 @@ import shutil
 import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from autocompress.analysis import Analysis
-from autocompress.candidate import Candidate, Measurement
+from autocompress.candidate import Candidate, Measurement, State
 from autocompress.config import StudyConfig, load_study, to_toml
 from autocompress.errors import RunError
+
+if TYPE_CHECKING:  # it needs torch, whose import takes longer than reading thousands of records
+    import optuna
+
+    from autocompress.analysis import Analysis
+
+
+class _Stamp(NamedTuple):
+    """Tells one version of a file from another: a record is always replaced by a new file, never written into."""
+
+    inode: int
+    size: int
+    modified_ns: int
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run. All names below the root are made here, never taken from a file."""
+    """Paths of one run. All names below the root are made here, never taken from a file.
+
+    Keeps the records that were read through it, so that reading them all again costs a look at each file's stamp.
+    """
 
     root: Path
+    _read: dict[int, tuple[_Stamp, Candidate]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def study_file(self) -> Path:
@@ -129,12 +145,16 @@ def write_study(run: RunFolder, config: StudyConfig) -> None:
 
 
 def record(run: RunFolder, candidate: Candidate) -> None:
-    """Write a trial's plan, measurement and record; the record comes last and makes the trial count."""
+    """Write a trial's record, which makes the trial count; before it the plan and the measurement on their own.
+
+    A plan that was only estimated has the record alone: it is one of thousands, and each file is a sync.
+    """
     folder = run.trial(candidate.trial)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plan.json", candidate.plan)
-    if candidate.measurement is not None:
-        write_json(folder / "measurement.json", candidate.measurement)
+    if candidate.state is not State.ESTIMATED:
+        write_json(folder / "plan.json", candidate.plan)
+        if candidate.measurement is not None:
+            write_json(folder / "measurement.json", candidate.measurement)
     write_json(folder / "candidate.json", candidate)
 
 
@@ -144,26 +164,50 @@ def read_candidate(run: RunFolder, number: int) -> Candidate | None:
     Raises:
         RunError: the record is damaged.
     """
-    path = run.trial(number) / "candidate.json"
-    try:
-        return Candidate.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValidationError, OSError, UnicodeDecodeError) as error:
-        raise RunError(f"a trial's record must be as it was written; {path} is not; remove that folder") from error
+    return _read_record(run, f"{run.root}/trials", number)
 
 
 def read_candidates(run: RunFolder) -> list[Candidate]:
-    """Records of all finished trials, by number."""
+    """Records of all finished trials, by number; only what is new or was rewritten is parsed.
+
+    Raises:
+        RunError: a record is damaged.
+    """
     numbers = sorted(_trial_numbers(run))
-    found = (read_candidate(run, number) for number in numbers)
+    for gone in run._read.keys() - set(numbers):
+        run._read.pop(gone, None)
+    trials = f"{run.root}/trials"
+    found = (_read_record(run, trials, number) for number in numbers)
     return [candidate for candidate in found if candidate is not None]
+
+
+def _read_record(run: RunFolder, trials: str, number: int) -> Candidate | None:
+    # plain text for the path: thousands of Path objects would take longer than the look at the files
+    path = f"{trials}/{number:04d}/candidate.json"
+    try:
+        known = run._read.get(number)
+        if known is not None and known[0] == _stamp(os.stat(path)):  # noqa: PTH116
+            return known[1]
+        with open(path, "rb") as file:  # noqa: PTH123
+            stamp, content = _stamp(os.fstat(file.fileno())), file.read()
+        candidate = Candidate.model_validate_json(content)
+    except FileNotFoundError:
+        run._read.pop(number, None)
+        return None
+    except (ValidationError, OSError) as error:
+        raise RunError(f"a trial's record must be as it was written; {path} is not; remove that folder") from error
+    run._read[number] = stamp, candidate
+    return candidate
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    return _Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _trial_numbers(run: RunFolder) -> Iterator[int]:
     folder = run.root / "trials"
     if folder.is_dir():
-        yield from (int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+        yield from (int(name) for name in os.listdir(folder) if name.isdigit())  # noqa: PTH208
 
 
 def remove_trial(run: RunFolder, number: int) -> None:
@@ -178,7 +222,28 @@ def read_baseline(run: RunFolder) -> Measurement:
 
 def read_analysis(run: RunFolder) -> Analysis:
     """What was found in the base."""
+    from autocompress.analysis import Analysis
+
     return Analysis.model_validate_json((run.baseline / "analysis.json").read_text(encoding="utf-8"))
+
+
+def read_analysis_content(run: RunFolder) -> dict[str, Any]:
+    """What was found in the base, as the file has it: for views, which need no torch."""
+    content: dict[str, Any] = json.loads((run.baseline / "analysis.json").read_text(encoding="utf-8"))
+    return content
+
+
+def read_study(run: RunFolder) -> optuna.Study | None:
+    """The study in the run's journal, to look at; None if there is none, or it lies in another storage."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if not run.journal.is_file():
+        return None
+    storage = JournalStorage(JournalFileBackend(str(run.journal)))
+    studies = storage.get_all_studies()  # one, or none if the search was killed before it was made
+    return optuna.load_study(study_name=studies[0].study_name, storage=storage) if studies else None
 
 
 def read_facts(run: RunFolder) -> dict[str, Any]:

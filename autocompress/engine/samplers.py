@@ -11,8 +11,8 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 
 from autocompress.engine.space import Draw, PerLayer, PerStage, Suggests
 
-START_UP_TRIALS = 8
-POPULATION = 16
+START_UP_TRIALS = 5
+POPULATION = 8
 
 
 def make_sampler(name: str, seed: int, draws: int, rank: int) -> BaseSampler:

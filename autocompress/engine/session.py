@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from numpy.typing import NDArray
@@ -23,11 +23,18 @@ from autocompress.engine.events import Watcher
 from autocompress.engine.run_folder import (
     RunFolder,
 )
-from autocompress.engine.space import Space
+from autocompress.engine.space import Draw, Space
 from autocompress.errors import RunError, first_line
 from autocompress.pipeline import Bench
+from autocompress.plan import Plan
 
 STUDY_NAME = "autocompress"
+
+
+class SuggestsPlans(Protocol):
+    """What turns the variables of a trial into a plan: the space itself, or the ladder's guide."""
+
+    def suggest_plan(self, draw: Draw, number: int) -> Plan: ...
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Session:
     run: RunFolder
     bench: Bench
     space: Space
+    suggests: SuggestsPlans
     study: optuna.Study
     baseline: Measurement
     baseline_answers: NDArray[Any]

@@ -7,7 +7,7 @@ fixed-length list of variables by stage of depth, which either family decodes (:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -137,14 +137,14 @@ class Space:
     def suggest_plan(self, draw: Draw, number: int) -> Plan:
         """Draw one plan; ``number`` is the trial's, and only seeds the plan."""
         family = draw.family(self.families())
-        architecture, layers, groups, ratios = self._network(draw, family)
+        architecture, layers, groups, ratios = self.network(draw, family)
         section = self.section
         return Plan(
             architecture=architecture,
             pruning=PruningSpec(
                 ratios={
                     group.name: draw.level(SPARSITY_KINDS[group.kind], group.name, ratios[group.kind], position)
-                    for group, position in _positions(groups)
+                    for group, position in positions(groups)
                 }
             ),
             distillation=DistillationSpec(
@@ -155,9 +155,7 @@ class Space:
                 relation_weight=draw.amount("relation_weight", *section.relation_weight),
             ),
             quantization=QuantizationSpec(
-                precisions={
-                    layer.name: self._precision(draw, layer, position) for layer, position in _positions(layers)
-                }
+                precisions={layer.name: self._precision(draw, layer, position) for layer, position in positions(layers)}
             ),
             training=TrainingSpec(steps=self.steps(family), start=self.base_digest),
             seed=self.seed + number,
@@ -172,7 +170,7 @@ class Space:
         """Short budget of a candidate: more for one that starts from random weights."""
         return round(self.training.steps * (self.training.random_start_factor if family == "space" else 1.0))
 
-    def _network(
+    def network(
         self, draw: Draw, family: str
     ) -> tuple[ArchitectureSpec, tuple[Layer, ...], tuple[ChannelGroup, ...], dict[str, tuple[float, ...]]]:
         """Architecture, its layers, its prunable groups, and the pruning ratios to choose from by kind of group."""
@@ -189,6 +187,18 @@ class Space:
         layers, groups = self._member(member, repr(sorted(choices.items())))
         ratios = dict.fromkeys(SPARSITY_KINDS, self.section.model_space_sparsity)
         return ArchitectureSpec(family="space", choices=choices), layers, groups, ratios
+
+    def layers_of(self, architecture: ArchitectureSpec) -> tuple[Layer, ...]:
+        """Layers of a plan's network."""
+        if architecture.family == "base":
+            return tuple(layer for layer in self.base.layers if not _inside(layer.name, architecture.dropped_blocks))
+        member, choices = freeze(self.model_space, lambda label, _options: architecture.choices[label])
+        return self._member(member, repr(sorted(choices.items())))[0]
+
+    def used_choices(self, choices: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a value for every label, those that the member has: not those of blocks beyond its depth."""
+        _, used = freeze(self.model_space, lambda label, _options: choices[label])
+        return used
 
     def base_ratios(self) -> dict[str, tuple[float, ...]]:
         """Pruning ratios of the base's groups by kind."""
@@ -234,8 +244,8 @@ def _inside(name: str, modules: tuple[str, ...]) -> bool:
 _Named = TypeVar("_Named", Layer, ChannelGroup)
 
 
-def _positions(members: Sequence[_Named]) -> Iterator[tuple[_Named, float]]:
-    """Each member with its depth in [0, 1)."""
+def positions(members: Sequence[_Named]) -> Iterator[tuple[_Named, float]]:
+    """Each layer or group with its depth in [0, 1)."""
     return ((member, index / len(members)) for index, member in enumerate(members))
 
 
@@ -283,7 +293,7 @@ def obvious_plans(space: Space, parametrisation: Callable[[Suggests], Draw]) -> 
     """What anyone would try first: nothing, plain int8, and uniform pruning with uniform bits."""
     section = space.section
     plans = []
-    for name, precision in (("uncompressed", Precision.FLOAT32), ("plain int8", _plain_int8(section))):
+    for name, precision in (("uncompressed", Precision.FLOAT32), ("plain int8", plain_int8(section))):
         everywhere = {layer.name: precision.for_layer(layer.kind) for layer in space.base.layers}
         training = TrainingSpec(steps=0, start=space.base_digest)
         quantization = QuantizationSpec(precisions=everywhere)
@@ -307,7 +317,7 @@ def obvious_plans(space: Space, parametrisation: Callable[[Suggests], Draw]) -> 
     return plans
 
 
-def _plain_int8(section: SpaceSection) -> Precision:
+def plain_int8(section: SpaceSection) -> Precision:
     """8-bit weights and activations, in the way in which the study quantises activations."""
     dynamic = any(precision.dynamic for precision in section.precision)
     return Precision.W8A8_DYNAMIC if dynamic else Precision.W8A8

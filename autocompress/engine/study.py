@@ -7,8 +7,10 @@ comes next reads the record and tells it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -27,6 +29,7 @@ from autocompress.engine.baseline import (
 )
 from autocompress.engine.continuation import Continuation, next_continuation
 from autocompress.engine.events import Watcher
+from autocompress.engine.ladder import Ladder, climb, make_ladder
 from autocompress.engine.pareto import front
 from autocompress.engine.recovery import recover
 from autocompress.engine.run_folder import (
@@ -80,8 +83,9 @@ def search(
         session = _open(config, run, inputs, watcher, storage, worker, rank)
         watcher.baseline(session.baseline, read_analysis(run))
         recover(session)
+        step = _engine(session)
         _enqueue_obvious(session)
-        while _one_trial(session):
+        while step():
             pass
         candidates = read_candidates(run)
         if not any(c.state is State.COMPLETE for c in candidates):
@@ -110,11 +114,13 @@ def _open(
             "give the --storage that the run began with"
         )
     bench = make_bench(run, inputs, facts)
+    space = make_space(config, inputs, read_analysis(run), digest)
     return Session(
         config=config,
         run=run,
         bench=bench,
-        space=make_space(config, inputs, read_analysis(run), digest),
+        space=space,
+        suggests=space,
         study=study,
         baseline=read_baseline(run),
         baseline_answers=validation_answers(run),
@@ -123,6 +129,17 @@ def _open(
         rank=rank,
         offset_s=max([float(facts["baseline_s"]), *finished]),
     )
+
+
+def _engine(session: Session) -> Callable[[], bool]:
+    """What does the next piece of the search; the plain engine where the model cannot be made elastic."""
+    if session.config.study.engine == "ladder":
+        ladder = make_ladder(session, read_analysis(session.run))
+        if isinstance(ladder, Ladder):
+            session.suggests = ladder.guide
+            return partial(climb, ladder)
+        session.watcher.note(f"using the plain engine, because {ladder}")
+    return partial(_one_trial, session)
 
 
 def _one_trial(session: Session) -> bool:
@@ -215,8 +232,12 @@ def _enqueue_obvious(session: Session) -> None:
             if named.name in known:
                 continue
             attributes = {"plan": named.plan.model_dump_json(), "origin": "enqueued", "name": named.name}
-            outside = {} if named.params is not None else {"outside": True}
-            session.study.enqueue_trial(named.params or {}, user_attrs=attributes | outside)
+            is_guided = session.suggests is not session.space  # whose variables are others
+            outside: dict[str, Any] = {} if named.params is not None and not is_guided else {"outside": True}
+            outside["rung"] = "train" if named.plan.training.steps == 0 or not is_guided else "estimate"
+            session.study.enqueue_trial(
+                {} if "outside" in outside else named.params or {}, user_attrs=attributes | outside
+            )
 
 
 def measure_test(session: Session) -> None:

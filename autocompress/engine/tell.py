@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate, Measurement, State
 from autocompress.engine.limits import limit_names
-from autocompress.engine.pareto import objective_vector, scalar_objective
+from autocompress.engine.pareto import objective_vector, scalar_objective, scalarise
 from autocompress.engine.session import Session
 
 WORST_DROP_POINTS = 20.0
@@ -26,7 +26,20 @@ def tell(session: Session, trial: optuna.Trial, candidate: Candidate) -> None:
     else:
         for name in limit_names(session.config.limits):
             trial.set_constraint(name, candidate.violations.get(name, WORST_DROP_POINTS))
-        session.study.tell(trial, _values(session, candidate.measurement))
+        session.study.tell(trial, _estimated(session, candidate) or _values(session, candidate.measurement))
+
+
+def _estimated(session: Session, candidate: Candidate) -> list[float] | None:
+    """Objectives of an estimated candidate; None of any other."""
+    estimate = candidate.estimate
+    if estimate is None:
+        return None
+    drop = WORST_DROP_POINTS if estimate.drop_points is None else min(estimate.drop_points, WORST_DROP_POINTS)
+    if session.config.study.mode == "pareto":
+        return [drop, math.log(estimate.size_ratio), math.log(estimate.latency_ratio)]
+    assert session.baseline.validation is not None
+    accuracy = session.baseline.validation.fraction - drop / 100
+    return [scalarise(accuracy, estimate.size_ratio, estimate.latency_ratio, session.config.objective)]
 
 
 def _values(session: Session, measurement: Measurement | None) -> list[float]:

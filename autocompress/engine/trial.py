@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import optuna
 from safetensors.torch import load_file
 from torch.fx import GraphModule
 
-from autocompress.candidate import Candidate, Measurement, Origin, State
+from autocompress.candidate import Candidate, Estimate, Measurement, Origin, State
 from autocompress.deploy.measure import measure_bytes
 from autocompress.engine.baseline import measure_latency
 from autocompress.engine.limits import describe_broken, size_violations, violations
@@ -31,7 +32,7 @@ from autocompress.stage_clock import StageClock
 
 
 @dataclass
-class _Trial:
+class Current:
     """What is known of the trial at hand, for its record."""
 
     number: int
@@ -43,10 +44,18 @@ class _Trial:
     clock: StageClock = field(default_factory=StageClock)
 
 
-def attempt(session: Session, trial: optuna.Trial) -> Candidate:
-    """Make one candidate; whatever fails in it is recorded and does not end the study."""
+Make = Callable[["Session", "Current", optuna.Trial], "Result"]
+"""One way to make a candidate of a trial."""
+
+
+def attempt(session: Session, trial: optuna.Trial, make: Make | None = None) -> Candidate:
+    """Make one candidate; whatever fails in it is recorded and does not end the study.
+
+    Args:
+        make: how; by default a whole trial, with a file that is measured.
+    """
     attributes = trial.user_attrs
-    current = _Trial(
+    current = Current(
         number=trial.number,
         origin=Origin(attributes.get("origin", "sampled")),
         name=attributes.get("name", ""),
@@ -55,7 +64,7 @@ def attempt(session: Session, trial: optuna.Trial) -> Candidate:
     )
     try:
         session.run.trial(trial.number).mkdir(parents=True, exist_ok=True)
-        candidate = _guarded(session, current, trial)
+        candidate = _guarded(session, current, trial, make or make_file)
         record(session.run, candidate)
         tell(session, trial, candidate)
     except BaseException:
@@ -66,16 +75,16 @@ def attempt(session: Session, trial: optuna.Trial) -> Candidate:
     return candidate
 
 
-def _guarded(session: Session, current: _Trial, trial: optuna.Trial) -> Candidate:
+def _guarded(session: Session, current: Current, trial: optuna.Trial, make: Make) -> Candidate:
     try:
-        result = _make(session, current, trial)
+        result = make(session, current, trial)
     except TrialFailed as error:
-        result = _Result(State.FAILED, f"{error.kind}: {error}")
+        result = Result(State.FAILED, f"{error.kind}: {error}")
     except MemoryError:
-        result = _Result(State.FAILED, "memory: the candidate does not fit into memory")
+        result = Result(State.FAILED, "memory: the candidate does not fit into memory")
     except Exception as error:
         kind = "memory" if "allocate memory" in str(error) else type(error).__name__
-        result = _Result(State.FAILED, f"{kind}: {first_line(error)}")
+        result = Result(State.FAILED, f"{kind}: {first_line(error)}")
     gc.collect()
     parent_steps = 0 if current.parent is None else current.parent.total_steps
     trained = current.plan.training.steps if result.state is State.COMPLETE else 0
@@ -93,23 +102,25 @@ def _guarded(session: Session, current: _Trial, trial: optuna.Trial) -> Candidat
         stage_seconds={name: round(seconds, 4) for name, seconds in current.clock.seconds.items()},
         plan=current.plan,
         measurement=result.measurement,
+        estimate=result.estimate,
     )
 
 
 @dataclass(frozen=True)
-class _Result:
+class Result:
     """How a trial ended."""
 
     state: State
     reason: str = ""
     measurement: Measurement | None = None
+    estimate: Estimate | None = None
     violations: dict[str, float] = field(default_factory=dict)
 
 
-def _make(session: Session, current: _Trial, trial: optuna.Trial) -> _Result:
+def make_file(session: Session, current: Current, trial: optuna.Trial) -> Result:
     """Decide, draft, stop at a broken limit, else train and measure."""
     with current.clock.stage("plan"):
-        current.plan = _plan(session, trial)
+        current.plan = plan_of(session, trial)
     session.watcher.started(current.number, current.origin, describe(current.plan, current.name))
     with current.clock.stage("build"):
         network = build_network(session.bench, current.plan)
@@ -129,10 +140,10 @@ def _make(session: Session, current: _Trial, trial: optuna.Trial) -> _Result:
     deployable = finish(session.bench, unfinished, current.plan, path, checkpoint, current.clock)
     measurement = _measure_trained(session, current, deployable)
     found = violations(session.config.limits, measurement, session.baseline.size_bytes)
-    return _Result(State.COMPLETE, "", measurement, found)
+    return Result(State.COMPLETE, "", measurement, violations=found)
 
 
-def _plan(session: Session, trial: optuna.Trial) -> Plan:
+def plan_of(session: Session, trial: optuna.Trial) -> Plan:
     """The plan of a trial: sampled, or the one it was enqueued with."""
     attributes = trial.user_attrs
     enqueued = Plan.model_validate_json(attributes["plan"]) if "plan" in attributes else None
@@ -140,29 +151,29 @@ def _plan(session: Session, trial: optuna.Trial) -> Plan:
         return enqueued
     draw = parametrisation(session.config.study.sampler)(trial)
     # also for an enqueued plan: Optuna records given parameters only when they are suggested
-    sampled = session.space.suggest_plan(draw, trial.number)
+    sampled = session.suggests.suggest_plan(draw, trial.number)
     return enqueued or sampled
 
 
-def _over_limit_unbuilt(session: Session, current: _Trial, least_bytes: int) -> _Result | None:
+def _over_limit_unbuilt(session: Session, current: Current, least_bytes: int) -> Result | None:
     """Stop before the export where the packed weights alone break a limit on bytes."""
     found = size_violations(session.config.limits, least_bytes, session.baseline.size_bytes)
     broken = describe_broken(found, session.config.limits)
     if not broken or current.plan.training.steps == 0:
         return None
-    return _Result(State.OVER_LIMIT, f"limit: {broken}, by its weights alone", None, found)
+    return Result(State.OVER_LIMIT, f"limit: {broken}, by its weights alone", violations=found)
 
 
-def _over_limit(session: Session, current: _Trial, measurement: Measurement) -> _Result | None:
+def _over_limit(session: Session, current: Current, measurement: Measurement) -> Result | None:
     """Stop before the training where bytes or latency break a limit; what needs none is measured all the same."""
     found = violations(session.config.limits, measurement, session.baseline.size_bytes)
     broken = describe_broken(found, session.config.limits)
     if not broken or current.plan.training.steps == 0:
         return None
-    return _Result(State.OVER_LIMIT, f"limit: {broken}", measurement, found)
+    return Result(State.OVER_LIMIT, f"limit: {broken}", measurement, violations=found)
 
 
-def _measure_trained(session: Session, current: _Trial, deployable: GraphModule) -> Measurement:
+def _measure_trained(session: Session, current: Current, deployable: GraphModule) -> Measurement:
     path = session.run.artifact(current.number)
     with current.clock.stage("parity"):
         agreement = parity(session.bench, path, deployable, current.plan)

@@ -67,6 +67,9 @@ class CostLimit(NamedTuple):
 class AccuracyView:
     """Validation accuracy against one cost.
 
+    A point is a file. Plans that were only estimated have none and are left out: thousands of expected values
+    would cover the files and read as if they had been measured.
+
     ``points`` has the kinds of ``KINDS``; ``stopped`` those without an accuracy; ``continued`` pairs of
     ((cost ratio, accuracy) of the parent, of the child); ``pick`` is what the report's rule chooses;
     ``accuracy_range`` (percent) is where the front is, ``below`` counts the candidates under it.
@@ -88,8 +91,9 @@ class AccuracyView:
 
 def accuracy_view(frame: pd.DataFrame, baseline: Measurement, limits: LimitsSection, cost: Cost) -> AccuracyView:
     """What the accuracy-size or the accuracy-latency figure shows; ``frame`` is of ``candidates_frame``."""
-    measured = frame[frame["val_accuracy"].notna() & frame[f"{cost}_ratio"].notna()]
-    untrained = frame[frame["val_accuracy"].isna() & frame[f"{cost}_ratio"].notna()]
+    with_cost = frame[frame[f"{cost}_ratio"].notna() & (frame["state"] != State.ESTIMATED.value)]
+    measured = with_cost[with_cost["val_accuracy"].notna()]
+    untrained = with_cost[with_cost["val_accuracy"].isna()]
     kinds = {kind: _points(rows, cost) for kind, rows in _by_kind(measured).items()}
     accuracy = 100.0 * baseline.validation.fraction if baseline.validation else math.nan
     drop_limit = limits.max_accuracy_drop
@@ -151,7 +155,7 @@ def _points(rows: pd.DataFrame, cost: Cost) -> Points:
 
 def _hover(row: dict[Any, Any]) -> str:
     name = f" · {row['name']}" if row["name"] else ""
-    parent = "" if pd.isna(row["parent"]) else f" of trial {row['parent']}"
+    parent = "" if pd.isna(row["parent"]) else f" from trial {row['parent']}"
     noisy = " (noisy)" if row["noisy"] else ""
     lines = [
         f"trial {row['trial']} · {row['family']} · {row['origin']}{parent}{name}",
@@ -189,7 +193,8 @@ def _continued(measured: pd.DataFrame, cost: Cost) -> list[tuple[tuple[float, fl
         int(row["trial"]): (float(row[f"{cost}_ratio"]), 100.0 * float(row["val_accuracy"]))
         for row in measured.to_dict("records")
     }
-    children = measured[measured["parent"].notna()]
+    # a promoted trial has a parent too, which was never measured
+    children = measured[measured["parent"].notna() & (measured["origin"] == Origin.CONTINUED.value)]
     pairs = [(int(row["parent"]), int(row["trial"])) for row in children.to_dict("records")]
     return [(place[parent], place[child]) for parent, child in pairs if parent in place]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Score, State
+from autocompress.candidate import Accuracy, Candidate, Estimate, Latency, Measurement, Score, State
 from autocompress.config import ObjectiveSection
 from autocompress.engine import pareto
 from autocompress.plan import Plan
@@ -34,6 +34,11 @@ _LATENCY_COLUMNS: dict[str, Callable[[Latency], float]] = {
     "latency_ratio_high": lambda latency: latency.ratio_high,
     "latency_speedup": lambda latency: 1.0 / latency.ratio,
 }
+_ESTIMATE_COLUMNS: dict[str, Callable[[Estimate], float | None]] = {
+    "estimated_drop_points": lambda estimate: estimate.drop_points,
+    "estimated_size_ratio": lambda estimate: estimate.size_ratio,
+    "estimated_latency_ratio": lambda estimate: estimate.latency_ratio,
+}
 _TEXT = ("origin", "state", "name", "family", "reason", "artifact", "plan")
 _FLAGS = ("on_front", "feasible", "noisy")
 # Counts can be missing, which pandas' plain integers cannot say.
@@ -50,7 +55,8 @@ def candidates_frame(
     (paired 95 % interval); ``size_bytes compressed_bytes size_ratio size_reduction compressed_ratio``;
     ``latency_ms latency_p90_ms latency_ratio latency_ratio_low latency_ratio_high latency_speedup noisy``;
     ``h``; ``steps total_steps started_s finished_s reason``; ``artifact`` (path in the run folder); ``plan``
-    (a summary).
+    (a summary); ``estimated_drop_points estimated_size_ratio estimated_latency_ratio`` (what was expected before
+    anything was trained).
     """
     members = {candidate.trial for candidate in pareto.front(candidates)}
     ordered = sorted(candidates, key=lambda candidate: candidate.trial)
@@ -59,6 +65,7 @@ def candidates_frame(
             **_record_columns(candidate),
             "on_front": candidate.trial in members,
             **_measurement_columns(candidate.measurement, baseline, objective),
+            **_estimate_columns(candidate.estimate),
         }
         for candidate in ordered
     ]
@@ -97,7 +104,7 @@ def _columns() -> list[str]:
     size = ["size_bytes", "compressed_bytes", "size_ratio", "size_reduction", "compressed_ratio"]
     before = ["trial", "origin", "state", "name", "parent", "family", "on_front", "feasible"]
     after = ["noisy", "h", "steps", "total_steps", "started_s", "finished_s", "reason", "artifact", "plan"]
-    return [*before, *accuracy, *size, *_LATENCY_COLUMNS, *after]
+    return [*before, *accuracy, *size, *_LATENCY_COLUMNS, *after, *_ESTIMATE_COLUMNS]
 
 
 def _record_columns(candidate: Candidate) -> dict[str, Any]:
@@ -154,6 +161,10 @@ def _accuracy_columns(split: str, accuracy: Accuracy | Score | None) -> dict[str
     if accuracy is None:
         return {}
     return {f"{split}_{name}": column(accuracy) for name, column in _ACCURACY_COLUMNS.items()}
+
+
+def _estimate_columns(estimate: Estimate | None) -> dict[str, float | None]:
+    return {} if estimate is None else {name: column(estimate) for name, column in _ESTIMATE_COLUMNS.items()}
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,17 +11,19 @@ import html
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
 import plotly.graph_objects as go
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from autocompress.candidate import Candidate, Origin
 from autocompress.engine import pareto
 from autocompress.report.style import FRONT_COLOUR, GRID, layout
+
+if TYPE_CHECKING:
+    from optuna.importance import PedAnovaImportanceEvaluator
 
 OBJECTIVES = ("validation drop", "size", "latency")
 LEAST_TRIALS = 20
@@ -51,6 +53,8 @@ def importance(study: optuna.Study | None, candidates: Sequence[Candidate]) -> I
     trials = [] if study is None else [t for t in _complete(study) if t.number in vectors and t.params]
     if study is None or len(trials) < LEAST_TRIALS:
         return None
+    from optuna.importance import PedAnovaImportanceEvaluator  # here, because it imports scikit-learn
+
     # Optuna advises at least 5 trials among the best.
     evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, _TOP_TRIALS / len(trials)))
     parameters = sorted({name for trial in trials for name in trial.params})
@@ -108,6 +112,8 @@ def _shares(
     parameters: list[str],
     values: Mapping[int, float],
 ) -> dict[str, float]:
+    from optuna.importance import get_param_importances
+
     def target(trial: FrozenTrial) -> float:
         return values.get(trial.number, math.nan)  # Optuna leaves out what is not finite
 

@@ -19,6 +19,7 @@ from autocompress.candidate import Candidate, Measurement, State
 from autocompress.config import StudyConfig
 from autocompress.report import figures, formats
 from autocompress.report.accuracy_view import accuracy_view, draw_accuracy_view
+from autocompress.report.estimates import estimate_check
 from autocompress.report.frame import candidates_frame, front_records, plan_summary
 from autocompress.report.importance import LEAST_TRIALS, SHOWN, draw_importance, importance
 from autocompress.report.table import origin_text
@@ -115,6 +116,7 @@ def render(
         infeasible=int(((frame["state"] == State.COMPLETE.value) & ~frame["feasible"]).sum()),
         noisy=int(frame["noisy"].sum()),
         timed=int(frame["latency_ratio"].notna().sum()),
+        estimates=estimate_check(candidates),
         members=_members(records, candidates),
         decisions=[(use, finding(use)) for use in decision_uses(candidates)],
         failures=reasons(candidates, State.FAILED),

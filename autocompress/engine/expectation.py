@@ -1,0 +1,91 @@
+"""What training will make of a candidate: corrected cheap scores, and learning curves.
+
+The drop of a member of the shared weights is not the drop of a trained file. A ridge regression of the trained drop
+on the member's, around a prior, is fitted as pairs arrive. From then on a drop falls with training time as a power
+law (Hestness et al. 2017, Deep Learning Scaling is Predictable).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import Ridge
+
+from autocompress.candidate import Candidate, Estimate, Origin, State
+
+KEPT_SHARE = 0.5
+"""Share of a member's drop that is expected to be left after a short training, before any pair is known."""
+SHRINKAGE = 4.0
+"""Pairs that weigh as much as the prior."""
+TYPICAL_DROP_POINTS = 5.0
+EXPONENT = 0.6
+"""Of the power law: training for twice as long leaves two thirds of the drop."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Trained drop as a linear function of a member's score; of each family an offset of its own."""
+
+    share: float
+    offset: float
+    offset_of_space: float
+
+    def drop_points(self, shared_drop_points: float, family: str) -> float:
+        """Expected drop of the file after a short training."""
+        own = self.offset_of_space if family == "space" else 0.0
+        return self.share * shared_drop_points + self.offset + own
+
+
+def fit_expectation(candidates: Iterable[Candidate]) -> Expectation:
+    """The correction under which the promoted candidates come out right."""
+    by_trial = {c.trial: c for c in candidates}
+    pairs = [
+        (
+            parent.estimate.shared_drop_points,
+            c.plan.architecture.family == "space",
+            c.measurement.validation.drop_points,
+        )
+        for c in by_trial.values()
+        if c.origin is Origin.PROMOTED
+        and c.parent is not None
+        and (parent := by_trial.get(c.parent)) is not None
+        and isinstance(parent.estimate, Estimate)
+        and parent.estimate.shared_drop_points is not None
+        and c.measurement is not None
+        and c.measurement.validation is not None
+    ]
+    if not pairs:
+        return Expectation(KEPT_SHARE, 0.0, 0.0)
+    drops, is_space, trained = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    # in units in which each coefficient is about as uncertain
+    features = np.column_stack([drops / TYPICAL_DROP_POINTS, np.ones(len(drops)), is_space])
+    fit = Ridge(alpha=SHRINKAGE, fit_intercept=False).fit(features, trained - KEPT_SHARE * drops)
+    slope, offset, own = (float(value) for value in fit.coef_)
+    return Expectation(max(0.0, KEPT_SHARE + slope / TYPICAL_DROP_POINTS), offset, own)
+
+
+def trained_seconds(candidate: Candidate, candidates: Sequence[Candidate]) -> float:
+    """Seconds of training in a candidate and all that it was continued from."""
+    by_trial = {c.trial: c for c in candidates}
+    total, current = 0.0, candidate
+    while True:
+        total += current.stage_seconds.get("train", 0.0)
+        if current.parent is None or current.parent not in by_trial:
+            return total
+        current = by_trial[current.parent]
+
+
+def drop_after(drop_points: float, spent_s: float, more_s: float) -> float:
+    """Expected drop when a candidate is trained on for ``more_s`` seconds."""
+    if drop_points <= 0:
+        return drop_points
+    spent = max(spent_s, 1.0)
+    return drop_points * float((spent / (spent + more_s)) ** EXPONENT)
+
+
+def can_go_on(candidate: Candidate) -> bool:
+    """Whether a candidate was trained, and its bytes and latency are within the limits."""
+    within = all(amount <= 0 for name, amount in candidate.violations.items() if name != "max_accuracy_drop")
+    return candidate.state is State.COMPLETE and candidate.plan.training.steps > 0 and within

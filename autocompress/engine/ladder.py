@@ -1,0 +1,332 @@
+"""The ladder: many plans scored in seconds, the best trained for a while, the best of those for long.
+
+F0: bytes and latency from tables. F1: a member of the shared weights on a part of validation. F2: a short training that
+starts from the shared weights. F3: training on, for longer and longer. Candidates of F2 and F3 are files that are
+measured, and only they are on the front. What to do next is what lags most behind its share of the time, so there is a
+front early, and a search that is stopped or killed goes on by the records alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from safetensors.torch import load_file
+
+from autocompress.analysis import Analysis
+from autocompress.candidate import Candidate, Estimate, Origin, State
+from autocompress.deploy.latency_table import LatencyTable
+from autocompress.engine.expectation import fit_expectation
+from autocompress.engine.guided import Guide, Targets
+from autocompress.engine.limits import describe_broken, latency_violations, size_violations
+from autocompress.engine.mutation import mutated
+from autocompress.engine.prediction import Predictor, make_predictor
+from autocompress.engine.promotion import climbing_order, next_to_promote, next_to_train_on, objectives
+from autocompress.engine.run_folder import read_candidates, write_json
+from autocompress.engine.samplers import make_sampler
+from autocompress.engine.session import Session, running_trials
+from autocompress.engine.shared import TOLERANCE, Shared
+from autocompress.engine.space import PerLayer, Suggests, plain_int8
+from autocompress.engine.tables import Tables, measure_tables
+from autocompress.engine.trial import Current, Result, attempt, describe, make_file, plan_of
+from autocompress.engine.workers import exclusive
+from autocompress.errors import TrialFailed, first_line
+from autocompress.models import state_digest
+from autocompress.plan import DistillationSpec, Plan, TrainingSpec
+
+SHARES = {"share": 0.25, "estimate": 0.10, "promote": 0.25, "train_on": 0.40}
+"""Of the time: training the shared weights, estimating, short trainings, long trainings."""
+SHARED_UNTIL = 0.5
+"""Progress after which the shared weights are good enough."""
+MUTATE_FROM = 0.4
+"""Progress after which every second new plan is a front member with one decision changed."""
+LENGTHS = {"share": 0.12, "promote": 0.06, "train_on": 0.15}
+"""Seconds of an action, as a share of the run time so far: budgets grow with the study."""
+LEAST_STEPS = {"promote": 40, "train_on": 60}
+POOL = 12
+SLACK = 0.05
+"""A plan is dropped by the tables only where it breaks a limit by more than their error."""
+ENDING_SECONDS = 12.0
+
+
+@dataclass
+class Ladder:
+    """A session with what the ladder knows."""
+
+    session: Session
+    guide: Guide
+    predictor: Predictor
+    shared: Shared
+
+    @property
+    def families(self) -> list[str]:
+        """Families of the study."""
+        return self.session.space.families()
+
+
+def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
+    """Measure or read the tables of a run; or the reason why its model cannot be made elastic."""
+    space, bench = session.space, session.bench
+    if not analysis.groups and not analysis.runs and space.model_space is None:
+        return "the model has no prunable group and no removable block"
+    shared = Shared(bench, session.run, session.config.study.seed)
+    shared.folder.mkdir(exist_ok=True)
+    path = shared.folder / "tables.json"
+    try:
+        with exclusive(shared.folder / "lock"):
+            if not path.is_file():
+                session.watcher.note("measuring what each unit of the base is worth")
+                largest = {kind: max(ratios) for kind, ratios in space.base_ratios().items()}
+                write_json(path, measure_tables(bench, analysis, space.section, largest))
+        tables = Tables.model_validate_json(path.read_text(encoding="utf-8"))
+        table = LatencyTable(session.config.target.threads)
+        usual = plain_int8(space.section)
+        size = session.baseline.size_bytes
+        predictor = make_predictor(bench, session.config.target, tables, usual, table, size)
+        guide = Guide(
+            space=space,
+            analysis=analysis,
+            tables=tables,
+            predictor=predictor,
+            limits=session.config.limits,
+            baseline=session.baseline,
+            bit_errors=lambda plan: shared.bit_errors(plan, tables.bits),
+        )
+        ladder = Ladder(session, guide, predictor, shared)
+        return _disagreement(ladder) or ladder
+    except TrialFailed as error:
+        return f"{error.kind}: {error}"
+    except Exception as error:  # whatever a model does that sharing cannot follow
+        return f"sharing weights failed with {type(error).__name__}: {first_line(error)}"
+
+
+def _disagreement(ladder: Ladder) -> str | None:
+    """Why a member of the shared weights does not compute what the same network does; None if it does."""
+    if not ladder.session.space.section.base:
+        return None
+    speedup, smaller = ladder.guide.easiest()
+    plan = ladder.guide.base_plan(Targets(speedup, smaller, 4.0), DistillationSpec(), 0)
+    found = ladder.shared.disagreement(plan)
+    return None if found <= TOLERANCE else f"a member's outputs differ from its network's by {found:.1e}"
+
+
+def climb(ladder: Ladder) -> bool:
+    """Do what lags most behind its share of the time; False when the totals are used or nothing is left to do."""
+    session = ladder.session
+    candidates = read_candidates(session.run)
+    ladder.predictor.fit_(candidates)
+    with exclusive(session.run.root / "ask.lock"):
+        running = running_trials(session)
+        done = sum(c.state is not State.ESTIMATED for c in candidates)
+        progress = session.progress(done + sum(t.user_attrs.get("rung") != "estimate" for t in running))
+        if progress >= 1.0:
+            return False
+        waiting = session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        trial = _ask(session) if waiting else None
+    if trial is None:
+        for action in _most_behind_first(ladder, candidates):
+            if action == "share" and progress < SHARED_UNTIL:
+                return _share(ladder, candidates)
+            if action == "estimate" and not _nearly_over(session):
+                trial = _new_estimate(ladder, candidates, progress)
+            elif action in LEAST_STEPS:
+                trial = _enqueue_training(ladder, candidates, running, action)
+            if trial is not None:
+                break
+    if trial is None:
+        return False
+    make = make_file if trial.user_attrs.get("rung") == "train" else lambda s, c, t: _estimate(ladder, s, c, t)
+    candidate = attempt(session, trial, make)
+    finished = read_candidates(session.run)
+    done = sum(c.state is not State.ESTIMATED for c in finished)
+    session.watcher.finished(candidate, finished, session.progress(done))
+    return True
+
+
+def _most_behind_first(ladder: Ladder, candidates: Sequence[Candidate]) -> list[str]:
+    spent = {
+        "share": ladder.shared.seconds(),
+        "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
+        "promote": sum(c.finished_s - c.started_s for c in candidates if c.origin is Origin.PROMOTED),
+        "train_on": sum(c.finished_s - c.started_s for c in candidates if c.origin is Origin.CONTINUED),
+    }
+    total = sum(spent.values())
+    return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+
+
+def _nearly_over(session: Session) -> bool:
+    timeout = session.config.study.timeout_s
+    return timeout is not None and timeout - session.elapsed_s() < 2 * ENDING_SECONDS
+
+
+def _seconds(ladder: Ladder, action: str) -> float:
+    """Length of an action, cut to the time that is left."""
+    session = ladder.session
+    length, timeout = LENGTHS[action] * session.elapsed_s(), session.config.study.timeout_s
+    return length if timeout is None else min(length, timeout - session.elapsed_s() - ENDING_SECONDS)
+
+
+# --- shared weights
+
+
+def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
+    """One cycle of the family that has had less."""
+    record = ladder.shared.record()
+    family = min(ladder.families, key=lambda name: record.get(name, {"seconds": 0.0})["seconds"])
+    plans = _pool(ladder, candidates, family)
+    ladder.session.watcher.note(f"training the shared weights of {family} on {len(plans)} members")
+    macs = statistics.mean(ladder.predictor.macs(plan) for plan in plans)
+    ladder.shared.train_(family, plans, _seconds(ladder, "share"), macs)
+    return True
+
+
+def _pool(ladder: Ladder, candidates: Sequence[Candidate], family: str) -> list[Plan]:
+    """Members to train, dearest first: half of them the most promising so far, the others drawn afresh."""
+    known = [
+        (c, objectives(c)) for c in candidates if c.state is State.ESTIMATED and c.plan.architecture.family == family
+    ]
+    own = [c for c, point in known if point is not None]
+    points = [point for _, point in known if point is not None]
+    best = [own[k].plan for k in climbing_order(points, [])[: POOL // 2]]
+    cycle = int(ladder.shared.record().get(family, {}).get("cycles", 0))
+    fresh = _drawn(ladder, family, POOL - len(best), ladder.session.config.study.seed + 31 * cycle)
+    costs = {id(plan): ladder.predictor.macs(plan) for plan in (*best, *fresh)}
+    return sorted([*best, *fresh], key=lambda plan: -costs[id(plan)])
+
+
+def _drawn(ladder: Ladder, family: str, count: int, seed: int) -> list[Plan]:
+    """Random plans of one family that the tables let pass, as far as they are found quickly."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    found: list[Plan] = []
+    rest: list[Plan] = []
+    for number in range(6 * count):
+        draw = OfFamily(study.ask(), family)
+        plan = ladder.guide.suggest_plan(draw, number)
+        (rest if _beyond(ladder, plan)[0] else found).append(plan)
+        if len(found) == count:
+            break
+    return [*found, *rest][:count]
+
+
+class OfFamily(PerLayer):
+    """Draws plans of one family only."""
+
+    def __init__(self, trial: Suggests, family: str) -> None:
+        super().__init__(trial)
+        self._family = family
+
+    def family(self, options: Sequence[str]) -> str:
+        """The given one."""
+        return super().family([self._family])
+
+
+# --- estimates
+
+
+def _new_estimate(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> optuna.Trial:
+    """A trial to estimate: drawn by the sampler, or a front member with one decision changed."""
+    session = ladder.session
+    estimated = [c for c in candidates if c.state is State.ESTIMATED]
+    late = progress >= MUTATE_FROM and len(estimated) % 2 == 1
+    with exclusive(session.run.root / "ask.lock"):
+        if late:
+            number = len(session.study.get_trials(deepcopy=False))
+            plan = mutated(candidates, ladder.guide, session.config.study.seed + number)
+            if plan is not None:
+                attributes = {"plan": plan.model_dump_json(), "origin": "mutated", "rung": "estimate", "outside": True}
+                session.study.enqueue_trial({}, user_attrs=attributes)
+        trial = _ask(session)
+        trial.set_user_attr("rung", "estimate")
+    return trial
+
+
+def _estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.Trial) -> Result:
+    """F0, and where the tables let the plan pass, F1."""
+    with current.clock.stage("plan"):
+        current.plan = plan_of(session, trial)
+    session.watcher.started(current.number, current.origin, describe(current.plan, current.name))
+    with current.clock.stage("predict"):
+        broken, estimate, found = _beyond(ladder, current.plan)
+    if broken:
+        return Result(State.ESTIMATED, f"limit: {broken}, by the tables", estimate=estimate, violations=found)
+    with current.clock.stage("score"):
+        divergence, drop = ladder.shared.score(current.plan)
+    expectation = fit_expectation(read_candidates(session.run))
+    expected = expectation.drop_points(drop, current.plan.architecture.family)
+    figures = {"divergence": divergence, "shared_drop_points": drop, "drop_points": expected}
+    if session.config.limits.max_accuracy_drop is not None:
+        found = found | {"max_accuracy_drop": expected - session.config.limits.max_accuracy_drop}
+    return Result(State.ESTIMATED, estimate=estimate.model_copy(update=figures), violations=found)
+
+
+def _beyond(ladder: Ladder, plan: Plan) -> tuple[str, Estimate, dict[str, float]]:
+    """Limits that a plan breaks by the tables, in words and as amounts, and what the tables say."""
+    limits, baseline, predictor = ladder.session.config.limits, ladder.session.baseline, ladder.predictor
+    found = predictor.operators(plan)
+    ratio, size = predictor.latency_ratio(found), predictor.size_bytes(plan, found)
+    assert baseline.latency is not None
+    amounts = size_violations(limits, round(size), baseline.size_bytes)
+    amounts |= latency_violations(limits, ratio * baseline.latency.latency_ms, ratio)
+    broken = describe_broken({name: amount for name, amount in amounts.items() if amount > SLACK}, limits)
+    return broken, Estimate(size_ratio=size / baseline.size_bytes, latency_ratio=ratio), amounts
+
+
+# --- training
+
+
+def _enqueue_training(
+    ladder: Ladder, candidates: Sequence[Candidate], running: Sequence[FrozenTrial], action: str
+) -> optuna.Trial | None:
+    """Enqueue the candidate that climbs, and ask for it; None if there is none or no time."""
+    session = ladder.session
+    seconds = _seconds(ladder, action)
+    busy = {int(t.user_attrs["parent"]) for t in running if "parent" in t.user_attrs}
+    if action == "promote":
+        parent = next_to_promote(candidates, busy, LENGTHS["train_on"] * session.elapsed_s())
+    else:
+        parent = next_to_train_on(candidates, busy, seconds)
+    if parent is None:
+        return None
+    steps = _steps(ladder, candidates, parent.plan, seconds)
+    if steps < LEAST_STEPS[action]:
+        return None
+    origin = Origin.PROMOTED if action == "promote" else Origin.CONTINUED
+    start = session.run.checkpoint(parent.trial)
+    digest = ladder.shared.write_start(parent.plan, start) if action == "promote" else state_digest(load_file(start))
+    update = {"training": TrainingSpec(steps=steps, start=digest), "seed": parent.plan.seed + 1000}
+    # the sampler has heard of this plan as an estimate; parts of its tree would count twice
+    attributes: dict[str, Any] = {
+        "plan": parent.plan.model_copy(update=update).model_dump_json(),
+        "origin": origin.value,
+    }
+    attributes |= {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
+    with exclusive(session.run.root / "ask.lock"):
+        session.study.enqueue_trial({}, user_attrs=attributes)
+        return _ask(session)
+
+
+def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float) -> int:
+    """Steps that fit into so many seconds, at the speed of what was trained before; the study's where time is free."""
+    if ladder.session.config.study.timeout_s is None:
+        return plan.training.steps
+    rates = [
+        c.stage_seconds["train"] / c.plan.training.steps / ladder.predictor.macs(c.plan)
+        for c in candidates
+        if c.state is State.COMPLETE and c.plan.training.steps > 0
+    ]
+    record = ladder.shared.record().values()
+    rates = rates or [entry["seconds_per_step"] / entry["macs"] for entry in record if entry["macs"]]
+    return int(seconds / (statistics.median(rates) * ladder.predictor.macs(plan))) if rates else plan.training.steps
+
+
+def _ask(session: Session) -> optuna.Trial:
+    study = session.study
+    draws = len(study.get_trials(deepcopy=False))
+    study.sampler = make_sampler(session.config.study.sampler, session.config.study.seed, draws, session.rank)
+    trial = study.ask()
+    trial.set_user_attr("worker", session.worker)
+    return trial

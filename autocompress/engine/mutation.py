@@ -1,0 +1,107 @@
+"""The late phase: one decision of a good plan changed, where the guided parametrisation cannot reach."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from autocompress.candidate import Candidate
+from autocompress.engine.guided import Guide
+from autocompress.engine.promotion import climbing_order, objectives
+from autocompress.models import space_labels
+from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, QuantizationSpec
+
+PARENTS = 8
+"""Of the best candidates, one is changed."""
+
+
+def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> Plan | None:
+    """One of the best plans with one layer's bits, one group's ratio, one block or one choice changed."""
+    known = [c for c in candidates if objectives(c) is not None]
+    order = climbing_order([point for c in known if (point := objectives(c)) is not None], [])
+    if not order:
+        return None
+    rng = random.Random(seed)
+    parent = known[rng.choice(order[:PARENTS])].plan
+    kinds = [_other_bits, _other_ratio, _other_block if parent.architecture.family == "base" else _other_choice]
+    rng.shuffle(kinds)
+    for change in kinds:
+        plan = change(parent, guide, rng)
+        if plan is not None:
+            steps = guide.space.steps(plan.architecture.family)
+            training = plan.training.model_copy(update={"steps": steps, "start": guide.space.base_digest})
+            return plan.model_copy(update={"training": training, "seed": guide.space.seed + seed})
+    return None
+
+
+def _other_bits(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:
+    options = guide.space.section.precision
+    precisions = dict(plan.quantization.precisions)
+    layers = {layer.name: layer.kind for layer in guide.space.layers_of(plan.architecture)}
+    if len(options) < 2 or not layers:
+        return None
+    name = rng.choice(sorted(layers))
+    own = [option.for_layer(layers[name]) for option in options]
+    precisions[name] = _neighbour(own, precisions.get(name, own[0]), rng)
+    return plan.model_copy(update={"quantization": QuantizationSpec(precisions=precisions)})
+
+
+def _other_ratio(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:
+    groups = {group.name: group.kind for group in guide.analysis.groups}
+    names = sorted(set(plan.pruning.ratios) & set(groups)) if plan.architecture.family == "base" else []
+    if not names:
+        return None
+    name = rng.choice(names)
+    options = guide.space.base_ratios()[groups[name]]
+    if len(options) < 2:
+        return None
+    ratios = plan.pruning.ratios | {name: _neighbour(options, plan.pruning.ratios[name], rng)}
+    return plan.model_copy(update={"pruning": PruningSpec(ratios=ratios)})
+
+
+def _other_block(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:
+    """One block more or one less; what comes back is not pruned and as coarse as the other layers."""
+    blocks = [block for run in guide.analysis.runs for block in run.blocks]
+    if not blocks or not guide.space.section.drop_blocks:
+        return None
+    dropped = set(plan.architecture.dropped_blocks) ^ {rng.choice(sorted(blocks))}
+    return _over(plan, ArchitectureSpec(dropped_blocks=tuple(sorted(dropped))), guide, rng)
+
+
+def _other_choice(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:
+    """One label of the model space at a neighbouring option."""
+    labels = space_labels(guide.space.model_space)
+    names = sorted(
+        label for label, options in labels.items() if label in plan.architecture.choices and len(options) > 1
+    )
+    if not names:
+        return None
+    name = rng.choice(names)
+    choices = plan.architecture.choices | {name: _neighbour(labels[name], plan.architecture.choices[name], rng)}
+    complete = {label: choices.get(label, options[0]) for label, options in labels.items()}
+    used = guide.space.used_choices(complete)
+    return _over(plan, ArchitectureSpec(family="space", choices=used), guide, rng)
+
+
+def _over(plan: Plan, architecture: ArchitectureSpec, guide: Guide, rng: random.Random) -> Plan:
+    """The plan's decisions for another architecture; a layer that is new takes those of one that was there."""
+    layers = guide.space.layers_of(architecture)
+    known = plan.quantization.precisions
+    some = rng.choice(sorted(known.values())) if known else guide.space.section.precision[0]
+    names = {layer.name for layer in layers}
+    ratios = {name: ratio for name, ratio in plan.pruning.ratios.items() if name in names}
+    precisions = {layer.name: known.get(layer.name, some.for_layer(layer.kind)) for layer in layers}
+    update = {
+        "architecture": architecture,
+        "pruning": PruningSpec(ratios=ratios),
+        "quantization": QuantizationSpec(precisions=precisions),
+    }
+    return plan.model_copy(update=update)
+
+
+def _neighbour(options: Sequence[Any], current: Any, rng: random.Random) -> Any:
+    """An option next to the current one."""
+    place = list(options).index(current) if current in options else 0
+    near = [k for k in (place - 1, place + 1) if 0 <= k < len(options)]
+    return options[rng.choice(near)]

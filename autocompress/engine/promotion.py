@@ -1,0 +1,97 @@
+"""Which candidates climb: by non-dominated rank, and within a rank by what they add to what is there.
+
+Multi-objective successive halving (Jamieson and Talwalkar 2016; Schmucker et al. 2021 for several objectives), with
+the hypervolume that a point adds as the spread: of two neighbours only one adds much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from autocompress.candidate import Candidate, State
+from autocompress.engine.expectation import can_go_on, drop_after, trained_seconds
+from autocompress.engine.pareto import ObjectiveVector, hypervolume, objective_vector, ranks
+
+LEAST_ESTIMATES = 8
+"""Estimates that must wait before one of them is promoted."""
+
+
+def climbing_order(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveVector]) -> list[int]:
+    """Indices of ``points``, best first: by rank, then by the hypervolume added to ``taken``, then by drop."""
+    if not points:
+        return []
+    base = hypervolume(np.array(taken).reshape(-1, 3))
+    added = [hypervolume(np.array([*taken, point])) - base for point in points]
+    rank = ranks(points)
+    return sorted(range(len(points)), key=lambda k: (-added[k] if added[k] > 0 else 0.0, rank[k], points[k][0]))
+
+
+def next_to_promote(candidates: Sequence[Candidate], busy: set[int], seconds: float) -> Candidate | None:
+    """The estimated candidate to train first; None while too few wait.
+
+    Args:
+        busy: trials that are being promoted or trained on.
+        seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
+            newcomer has to add to.
+    """
+    gone = busy | {c.parent for c in candidates if c.parent is not None}
+    waiting = [c for c in candidates if _waits(c) and c.trial not in gone]
+    if len(waiting) < LEAST_ESTIMATES:
+        return None
+    taken = [hoped_for(c, candidates, seconds) for c in leaves(candidates)]
+    points = [_estimated(c, seconds) for c in waiting]
+    return waiting[climbing_order(points, taken)[0]]
+
+
+def next_to_train_on(candidates: Sequence[Candidate], busy: set[int], seconds: float) -> Candidate | None:
+    """The trained candidate from which ``seconds`` more of training add most to the hypervolume."""
+    gone = busy | {c.parent for c in candidates if c.parent is not None}
+    free = [c for c in candidates if can_go_on(c) and c.trial not in gone]
+    taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
+    points = [hoped_for(c, candidates, seconds) for c in free]
+    return free[climbing_order(points, taken)[0]] if free else None
+
+
+def leaves(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Trained candidates that nothing was continued from."""
+    parents = {c.parent for c in candidates}
+    return [c for c in candidates if can_go_on(c) and c.trial not in parents]
+
+
+def hoped_for(candidate: Candidate, candidates: Sequence[Candidate], seconds: float) -> ObjectiveVector:
+    """Objectives of a trained candidate when it is trained on."""
+    drop, size, latency = _vector(candidate)
+    return drop_after(drop, trained_seconds(candidate, candidates), seconds), size, latency
+
+
+def _waits(candidate: Candidate) -> bool:
+    return (
+        candidate.state is State.ESTIMATED
+        and candidate.estimate is not None
+        and candidate.estimate.drop_points is not None
+    )
+
+
+def _estimated(candidate: Candidate, seconds: float) -> ObjectiveVector:
+    """Objectives of an estimated candidate when it is trained for long."""
+    point = objectives(candidate)
+    assert point is not None
+    return drop_after(point[0], seconds / 3, seconds), *point[1:]
+
+
+def _vector(candidate: Candidate) -> ObjectiveVector:
+    assert candidate.measurement is not None
+    return objective_vector(candidate.measurement)
+
+
+def objectives(candidate: Candidate) -> ObjectiveVector | None:
+    """Measured objectives, or estimated ones; None of a candidate that has neither."""
+    if candidate.state is State.COMPLETE:
+        return _vector(candidate)
+    estimate = candidate.estimate
+    if estimate is None or estimate.drop_points is None:
+        return None
+    return estimate.drop_points, math.log(estimate.size_ratio), math.log(estimate.latency_ratio)
