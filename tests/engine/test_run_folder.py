@@ -10,9 +10,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
-from autocompress.candidate import Candidate, Measurement, Origin, State
+from autocompress.candidate import Candidate, Estimate, Measurement, Origin, State
 from autocompress.config import StudyConfig, load_study
 from autocompress.engine.run_folder import (
     RunFolder,
@@ -20,6 +23,7 @@ from autocompress.engine.run_folder import (
     open_run,
     read_candidate,
     read_candidates,
+    read_study,
     record,
     remove_trial,
     run_config,
@@ -103,6 +107,116 @@ def test_a_trial_counts_only_with_its_record(run: RunFolder) -> None:
     remove_trial(run, 3)
     assert not run.trial(3).exists()
     remove_trial(run, 3)  # nothing to remove is fine
+
+
+def test_an_estimated_plan_is_one_file(run: RunFolder) -> None:
+    estimate = Estimate(size_ratio=0.1, latency_ratio=0.2, divergence=0.3, shared_drop_points=4.0, drop_points=1.5)
+    written = candidate(6, state=State.ESTIMATED, measurement=None, estimate=estimate)
+    record(run, written)
+    assert [path.name for path in run.trial(6).iterdir()] == ["candidate.json"]
+    assert read_candidate(run, 6) == written
+
+
+def test_only_what_is_new_is_parsed_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for trial in range(3):
+        record(run, candidate(trial))
+    first = read_candidates(run)
+    parsed: list[int] = []
+
+    def counting(content: bytes) -> Candidate:
+        parsed.append(json.loads(content)["trial"])
+        return Candidate.model_validate(json.loads(content))
+
+    monkeypatch.setattr(Candidate, "model_validate_json", counting)
+    record(run, candidate(3))
+    again = read_candidates(run)
+    assert parsed == [3]
+    assert all(new is old for new, old in zip(again, first, strict=False))
+
+
+def test_a_rewritten_record_is_seen_whoever_wrote_it(run: RunFolder) -> None:
+    record(run, candidate(0))
+    record(run, candidate(1))
+    before = (run.trial(1) / "candidate.json").stat()
+    assert read_candidates(run)[1].measurement == candidate(1).measurement
+    other = RunFolder(run.root)  # another process
+    changed = Measurement(size_bytes=11, compressed_bytes=9, size_ratio=0.5)
+    record(other, candidate(1, measurement=changed))
+    # a clock that does not tell the two versions apart, and the same number of bytes
+    os.utime(run.trial(1) / "candidate.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (run.trial(1) / "candidate.json").stat().st_size == before.st_size
+    assert read_candidates(run)[1].measurement == changed
+    assert read_candidate(run, 1) == read_candidates(other)[1]
+
+
+def test_a_removed_record_is_gone_and_may_come_back(run: RunFolder) -> None:
+    for trial in range(3):
+        record(run, candidate(trial))
+    assert len(read_candidates(run)) == 3
+    remove_trial(RunFolder(run.root), 1)
+    assert read_candidate(run, 1) is None
+    assert [c.trial for c in read_candidates(run)] == [0, 2]
+    (run.trial(2) / "candidate.json").unlink()  # its folder stays
+    assert [c.trial for c in read_candidates(run)] == [0]
+    record(run, candidate(1, name="again"))
+    assert [c.name for c in read_candidates(run)] == ["", "again"]
+
+
+def test_a_known_record_that_is_damaged_is_an_error(run: RunFolder) -> None:
+    record(run, candidate(4))
+    read_candidates(run)
+    (run.trial(4) / "candidate.json").write_text("{")
+    with pytest.raises(RunError, match="must be as it was written"):
+        read_candidates(run)
+    record(run, candidate(4))
+    assert len(read_candidates(run)) == 1
+
+
+def test_two_processes_see_each_others_records(run: RunFolder) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from autocompress.candidate import Candidate, Origin, State\n"
+        "from autocompress.engine.run_folder import RunFolder, record\n"
+        "from autocompress.plan import Plan\n"
+        "for n in range(1, 60, 2):\n"
+        "    record(RunFolder(Path(sys.argv[1])), Candidate(trial=n, origin=Origin.SAMPLED, state=State.FAILED, plan=Plan()))"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script, str(run.root)])
+    seen = 0
+    for trial in range(0, 60, 2):
+        record(run, candidate(trial))
+        found = [c.trial for c in read_candidates(run)]
+        assert found == sorted(found) and trial in found and len(found) >= seen
+        seen = len(found)
+    assert writer.wait(60) == 0
+    assert [c.trial for c in read_candidates(run)] == list(range(60))
+
+
+def test_a_journal_is_read_without_a_change(run: RunFolder) -> None:
+    assert read_study(run) is None
+    run.journal.touch()
+    assert read_study(run) is None  # killed before the study was made
+    storage = JournalStorage(JournalFileBackend(str(run.journal)))
+    made = optuna.create_study(storage=storage, study_name="any name", directions=["minimize"] * 3)
+    made.add_trial(optuna.trial.create_trial(values=[1.0, 2.0, 3.0]))
+    before = run.journal.read_bytes()
+    found = read_study(run)
+    assert found is not None and found.trials[0].values == [1.0, 2.0, 3.0]
+    assert run.journal.read_bytes() == before
+
+
+def test_records_are_read_without_torch(run: RunFolder) -> None:
+    record(run, candidate(0))
+    script = (
+        "import sys; from pathlib import Path; from autocompress.engine.run_folder import RunFolder, read_candidates\n"
+        "import autocompress.results, autocompress.report.table, autocompress.report.page\n"
+        "assert len(read_candidates(RunFolder(Path(sys.argv[1])))) == 1\n"
+        "print([name for name in ('torch', 'sklearn', 'onnx') if name in sys.modules])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script, str(run.root)], capture_output=True, text=True, check=True
+    ).stdout
+    assert told.strip() == "[]"
 
 
 def test_a_run_without_trials_has_none(run: RunFolder) -> None:
