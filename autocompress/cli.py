@@ -68,6 +68,9 @@ def search(
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Optuna storage; by default a journal in RUN.")
     ] = None,
+    polish: Annotated[
+        bool, typer.Option("--polish", help="Give the last part of the time to a few knee points of the front.")
+    ] = False,
     data: DataOption = None,
 ) -> None:
     """Run a study, or resume it where it stopped."""
@@ -77,11 +80,11 @@ def search(
     config = load_study(study, data, overrides)
     root = out or Path("runs") / config.study.name
     resume = " ".join(["autocompress", *sys.argv[1:]])
-    run = _search(config, root, storage, resume)
+    run = _search(config, root, storage, resume, polish)
     _show_results(run)
 
 
-def _search(config: StudyConfig, root: Path, storage: str | None, resume: str) -> RunFolder:
+def _search(config: StudyConfig, root: Path, storage: str | None, resume: str, polish: bool) -> RunFolder:
     from rich.console import Console
 
     from autocompress.engine.run_folder import RunFolder, read_candidates
@@ -90,7 +93,7 @@ def _search(config: StudyConfig, root: Path, storage: str | None, resume: str) -
 
     try:
         with watcher_for(Console(), config) as watcher:
-            return run_search(config, root, watcher, storage)
+            return run_search(config, root, watcher, storage, polish=polish)
     except KeyboardInterrupt:
         run = RunFolder(root)
         if run.study_file.is_file() and read_candidates(run):

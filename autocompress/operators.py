@@ -87,11 +87,6 @@ class Operator:
         return " ".join([*parts, f"groups {self.groups}"] if self.groups > 1 else parts)
 
     @property
-    def elements(self) -> int:
-        """Numbers that are read and written, the weight's aside."""
-        return sum(math.prod(shape) for shape in (*self.inputs, self.output))
-
-    @property
     def is_convolution(self) -> bool:
         """Whether the weight slides over positions."""
         return len(self.weight) > 2
@@ -100,20 +95,19 @@ class Operator:
         """The same operator with other channel counts; None leaves a count as it is.
 
         Channels are axis 1 of images and of a convolution's activations, else the last axis. A depthwise
-        convolution has as many groups as channels, and both counts must be one.
+        convolution has as many outputs as inputs, so one count gives both; a table of embeddings has outputs alone.
 
         Raises:
             ValueError: the counts do not fit the groups.
         """
         axis = 1 if self.is_convolution or len(self.output) > 3 else len(self.output) - 1
-        old_in, old_out = (
-            self.inputs[0][axis if self.is_convolution else min(axis, len(self.inputs[0]) - 1)],
-            self.output[axis],
-        )
-        new_in, new_out = in_channels or old_in, out_channels or old_out
+        old_in, old_out = self.inputs[0][min(axis, len(self.inputs[0]) - 1)], self.output[axis]
+        depthwise = 1 < self.groups == old_in == old_out
+        new_in = in_channels or (depthwise and out_channels) or old_in
+        new_out = out_channels or (depthwise and in_channels) or old_out
         if self.name == "embedding":
             return replace(self, output=_with(self.output, axis, new_out), weight=(self.weight[0], new_out))
-        groups = new_in if 1 < self.groups == old_in else self.groups
+        groups = new_in if depthwise else self.groups
         if new_in % groups or new_out % groups:
             raise ValueError(
                 f"channels must be divisible by the groups; {self.layer or self.name} has {groups} groups, "

@@ -35,6 +35,8 @@ STEP_RATE = 0.01
 FEATURES = "classifier_features"
 """The module of a traced network whose input enters the classifier."""
 CACHE_LIMIT_BYTES = 2**30
+NEXT_SEED = 1000
+"""What a training that goes on adds to the seed."""
 
 
 @dataclass(frozen=True)
@@ -205,13 +207,16 @@ def index_stream(
 ) -> Iterator[tuple[Tensor, int]]:
     """Endless (indices, view): each epoch is one permutation of the train rows under one view.
 
+    All short trainings begin with the first view, so that the teacher has seen it before. A training that goes on
+    from another one, whose seed is greater by :data:`NEXT_SEED`, begins with the next.
+
     Args:
         lengths: of the examples, (rows,), where they differ: batches are then made of examples of like length,
             from stretches of the permutation, because a batch is as long as its longest example.
     """
     generator = torch.Generator().manual_seed(seed)
     batch_size = min(batch_size, rows)
-    epoch = seed
+    epoch = seed // NEXT_SEED
     while True:
         order = torch.randperm(rows, generator=generator)
         starts = torch.arange(0, rows - batch_size + 1, batch_size)

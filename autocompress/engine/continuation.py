@@ -7,12 +7,13 @@ memory of its own: what to do next follows from the recorded candidates, so it s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress.candidate import Candidate, State
+from autocompress.candidate import Candidate
+from autocompress.engine.expectation import can_go_on
 from autocompress.engine.pareto import hypervolume, objective_vector
 
 HOPED_FOR_SHARE = 0.5
@@ -61,13 +62,13 @@ def next_continuation(
 
 def _entrants(candidates: Sequence[Candidate], number: int) -> list[Candidate]:
     """What the round before made; where it made nothing that can go on, what the one before that made."""
-    generations = {c.trial: _generation(c, candidates) for c in candidates if _can_go_on(c)}
+    parents = {c.trial: c.parent for c in candidates}
+    generations = {c.trial: _generation(c, parents) for c in candidates if can_go_on(c)}
     latest = max((generation for generation in generations.values() if generation <= number), default=0)
     return [c for c in candidates if generations.get(c.trial) == latest]
 
 
-def _generation(candidate: Candidate, candidates: Sequence[Candidate]) -> int:
-    parents = {c.trial: c.parent for c in candidates}
+def _generation(candidate: Candidate, parents: Mapping[int, int | None]) -> int:
     generation, parent = 0, candidate.parent
     while parent is not None:
         generation, parent = generation + 1, parents.get(parent)
@@ -80,18 +81,13 @@ def promising(candidates: Sequence[Candidate], count: int, by_family: bool) -> l
     Greedy by the hypervolume that each adds, with a hoped-for share of its drop. ``by_family`` gives each
     family its part: a family that starts from random weights is behind after a short budget.
     """
-    usable = [c for c in candidates if _can_go_on(c)]
+    usable = [c for c in candidates if can_go_on(c)]
     if not by_family:
         return _greedy(usable, count)
     families = sorted({c.plan.architecture.family for c in usable})
     ranked = [_greedy([c for c in usable if c.plan.architecture.family == family], count) for family in families]
     interleaved = [c for place in range(count) for members in ranked for c in members[place : place + 1]]
     return interleaved[:count]
-
-
-def _can_go_on(candidate: Candidate) -> bool:
-    within = all(amount <= 0 for name, amount in candidate.violations.items() if name != "max_accuracy_drop")
-    return candidate.state is State.COMPLETE and candidate.plan.training.steps > 0 and within
 
 
 def _greedy(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -53,6 +53,7 @@ def fit_expectation(candidates: Iterable[Candidate]) -> Expectation:
         and (parent := by_trial.get(c.parent)) is not None
         and isinstance(parent.estimate, Estimate)
         and parent.estimate.shared_drop_points is not None
+        and parent.parent is None  # not a trained network with other bits
         and c.measurement is not None
         and c.measurement.validation is not None
     ]

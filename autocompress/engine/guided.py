@@ -92,7 +92,7 @@ class Guide:
         """The shrunken base with the least errors that meets the targets."""
         architecture, pruning = self._structure(targets)
         plan = Plan(architecture=architecture, pruning=pruning, distillation=distillation)
-        return self._finished(plan, targets, self._base_error, number)
+        return self._finished(plan, targets, self.tables.layer_error, number)
 
     def space_plan(
         self,
@@ -104,14 +104,20 @@ class Guide:
     ) -> Plan:
         """A member of the model space with the bits that meet the target of bytes."""
         plan = Plan(architecture=architecture, pruning=pruning, distillation=distillation)
+        return self._finished(plan, targets, self._error_in_space(plan), number)
+
+    def with_bits(self, plan: Plan, smaller: float, rounding: tuple[float, ...]) -> Plan:
+        """The plan with the bits that make its file so many times smaller than the baseline's."""
+        bare = Plan(architecture=plan.architecture, pruning=plan.pruning)
+        error = self.tables.layer_error if plan.architecture.family == "base" else self._error_in_space(bare)
+        precisions = self._precisions(plan, Targets(EASIEST_SPEEDUP, smaller, 8.0, rounding=rounding), error)
+        return plan.model_copy(update={"quantization": QuantizationSpec(precisions=precisions)})
+
+    def _error_in_space(self, plan: Plan) -> Callable[[str, int | None], float]:
         errors = self.bit_errors(plan)
         typical = float(np.median(list(errors.values()))) if errors else 1.0
         least = self.tables.bits
-
-        def error(layer: str, bits: int | None) -> float:
-            return 0.0 if bits is None else errors.get(layer, typical) * 4.0 ** (least - bits)
-
-        return self._finished(plan, targets, error, number)
+        return lambda layer, bits: 0.0 if bits is None else errors.get(layer, typical) * 4.0 ** (least - bits)
 
     def easiest(self) -> tuple[float, float]:
         """Least speed-up and least factor of bytes that are worth a plan: the limits, or a little."""
@@ -138,9 +144,6 @@ class Guide:
     def _bits_range(self) -> tuple[float, float]:
         bits = [float(p.weight_bits or 32) for p in self.space.section.precision]
         return min(bits), max(bits)
-
-    def _base_error(self, layer: str, bits: int | None) -> float:
-        return self.tables.layer_error(layer, bits)
 
     def _finished(self, plan: Plan, targets: Targets, error: Callable[[str, int | None], float], number: int) -> Plan:
         precisions = self._precisions(plan, targets, error)

@@ -8,6 +8,7 @@ front early, and a search that is stopped or killed goes on by the records alone
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from safetensors.torch import load_file
 
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Estimate, Origin, State
+from autocompress.compression.distillation import NEXT_SEED
 from autocompress.deploy.latency_table import LatencyTable
-from autocompress.engine.expectation import fit_expectation
+from autocompress.engine.expectation import KEPT_SHARE, fit_expectation
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import mutated
 from autocompress.engine.prediction import Predictor, make_predictor
-from autocompress.engine.promotion import climbing_order, next_to_promote, next_to_train_on, objectives
+from autocompress.engine.promotion import climbing_order, next_to_polish, next_to_promote, next_to_train_on, objectives
 from autocompress.engine.run_folder import read_candidates, write_json
 from autocompress.engine.samplers import make_sampler
 from autocompress.engine.session import Session, running_trials
@@ -44,9 +46,12 @@ SHARED_UNTIL = 0.5
 """Progress after which the shared weights are good enough."""
 MUTATE_FROM = 0.4
 """Progress after which every second new plan is a front member with one decision changed."""
-LENGTHS = {"share": 0.12, "promote": 0.06, "train_on": 0.15}
+LENGTHS = {"share": 0.15, "promote": 0.08, "train_on": 0.25}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
-LEAST_STEPS = {"promote": 40, "train_on": 60}
+LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
+KNEES, POLISH_SHARE = 3, 0.3
+"""With ``--polish``, so many knee points of the front share this last part of the time."""
+LEAST_CYCLES = 2
 POOL = 12
 SLACK = 0.05
 """A plan is dropped by the tables only where it breaks a limit by more than their error."""
@@ -128,7 +133,7 @@ def climb(ladder: Ladder) -> bool:
         waiting = session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         trial = _ask(session) if waiting else None
     if trial is None:
-        for action in _most_behind_first(ladder, candidates):
+        for action in _in_order_of_need(ladder, candidates, progress):
             if action == "share" and progress < SHARED_UNTIL:
                 return _share(ladder, candidates)
             if action == "estimate" and not _nearly_over(session):
@@ -147,7 +152,12 @@ def climb(ladder: Ladder) -> bool:
     return True
 
 
-def _most_behind_first(ladder: Ladder, candidates: Sequence[Candidate]) -> list[str]:
+def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> list[str]:
+    """Actions, the one that lags most behind its share of the time first; none makes sense before two cycles."""
+    if ladder.session.polish and progress >= 1 - POLISH_SHARE:
+        return ["polish", "train_on"]
+    if sum(entry["cycles"] for entry in ladder.shared.record().values()) < LEAST_CYCLES:
+        return list(SHARES)
     spent = {
         "share": ladder.shared.seconds(),
         "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
@@ -166,7 +176,9 @@ def _nearly_over(session: Session) -> bool:
 def _seconds(ladder: Ladder, action: str) -> float:
     """Length of an action, cut to the time that is left."""
     session = ladder.session
-    length, timeout = LENGTHS[action] * session.elapsed_s(), session.config.study.timeout_s
+    timeout = session.config.study.timeout_s
+    shares = LENGTHS | {"polish": POLISH_SHARE / KNEES}
+    length = shares[action] * (timeout or 0.0 if action == "polish" else session.elapsed_s())
     return length if timeout is None else min(length, timeout - session.elapsed_s() - ENDING_SECONDS)
 
 
@@ -176,7 +188,11 @@ def _seconds(ladder: Ladder, action: str) -> float:
 def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
     """One cycle of the family that has had less."""
     record = ladder.shared.record()
-    family = min(ladder.families, key=lambda name: record.get(name, {"seconds": 0.0})["seconds"])
+    cycles = {name: record.get(name, {"cycles": 0})["cycles"] for name in ladder.families}
+    # the base's weights are of use after a cycle or two, those of the model space only much later
+    begun = cycles[ladder.families[0]] >= LEAST_CYCLES
+    seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
+    family = min(ladder.families, key=lambda name: seconds[name]) if begun else ladder.families[0]
     plans = _pool(ladder, candidates, family)
     ladder.session.watcher.note(f"training the shared weights of {family} on {len(plans)} members")
     macs = statistics.mean(ladder.predictor.macs(plan) for plan in plans)
@@ -235,9 +251,11 @@ def _new_estimate(ladder: Ladder, candidates: Sequence[Candidate], progress: flo
     with exclusive(session.run.root / "ask.lock"):
         if late:
             number = len(session.study.get_trials(deepcopy=False))
-            plan = mutated(candidates, ladder.guide, session.config.study.seed + number)
-            if plan is not None:
+            found = mutated(candidates, ladder.guide, session.config.study.seed + number)
+            if found is not None:
+                plan, parent = found
                 attributes = {"plan": plan.model_dump_json(), "origin": "mutated", "rung": "estimate", "outside": True}
+                attributes |= {} if parent is None else {"parent": parent.trial}
                 session.study.enqueue_trial({}, user_attrs=attributes)
         trial = _ask(session)
         trial.set_user_attr("rung", "estimate")
@@ -254,13 +272,23 @@ def _estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.
     if broken:
         return Result(State.ESTIMATED, f"limit: {broken}, by the tables", estimate=estimate, violations=found)
     with current.clock.stage("score"):
-        divergence, drop = ladder.shared.score(current.plan)
-    expectation = fit_expectation(read_candidates(session.run))
-    expected = expectation.drop_points(drop, current.plan.architecture.family)
+        trained = None if current.parent is None else session.run.checkpoint(current.parent.trial)
+        divergence, drop = ladder.shared.score(current.plan, trained)
+    expected = _expected_drop(session, current, drop)
     figures = {"divergence": divergence, "shared_drop_points": drop, "drop_points": expected}
     if session.config.limits.max_accuracy_drop is not None:
         found = found | {"max_accuracy_drop": expected - session.config.limits.max_accuracy_drop}
     return Result(State.ESTIMATED, estimate=estimate.model_copy(update=figures), violations=found)
+
+
+def _expected_drop(session: Session, current: Current, drop: float) -> float:
+    """After a short training; of a trained network with other bits, what it had and a part of what rounding adds."""
+    parent = None if current.parent is None else current.parent.measurement
+    if parent is not None and parent.validation is not None:
+        own = parent.validation.drop_points
+        return own + KEPT_SHARE * max(0.0, drop - own)
+    expectation = fit_expectation(read_candidates(session.run))
+    return expectation.drop_points(drop, current.plan.architecture.family)
 
 
 def _beyond(ladder: Ladder, plan: Plan) -> tuple[str, Estimate, dict[str, float]]:
@@ -284,9 +312,13 @@ def _enqueue_training(
     """Enqueue the candidate that climbs, and ask for it; None if there is none or no time."""
     session = ladder.session
     seconds = _seconds(ladder, action)
-    busy = {int(t.user_attrs["parent"]) for t in running if "parent" in t.user_attrs}
+    busy = {
+        int(t.user_attrs["parent"]) for t in running if t.user_attrs.get("rung") == "train" and "parent" in t.user_attrs
+    }
     if action == "promote":
         parent = next_to_promote(candidates, busy, LENGTHS["train_on"] * session.elapsed_s())
+    elif action == "polish":
+        parent = next_to_polish(candidates, busy, KNEES)
     else:
         parent = next_to_train_on(candidates, busy, seconds)
     if parent is None:
@@ -296,8 +328,10 @@ def _enqueue_training(
         return None
     origin = Origin.PROMOTED if action == "promote" else Origin.CONTINUED
     start = session.run.checkpoint(parent.trial)
-    digest = ladder.shared.write_start(parent.plan, start) if action == "promote" else state_digest(load_file(start))
-    update = {"training": TrainingSpec(steps=steps, start=digest), "seed": parent.plan.seed + 1000}
+    if action == "promote" and parent.parent is not None:  # other bits for a trained network
+        shutil.copyfile(session.run.checkpoint(parent.parent), start)
+    digest = state_digest(load_file(start)) if start.is_file() else ladder.shared.write_start(parent.plan, start)
+    update = {"training": TrainingSpec(steps=steps, start=digest), "seed": parent.plan.seed + NEXT_SEED}
     # the sampler has heard of this plan as an estimate; parts of its tree would count twice
     attributes: dict[str, Any] = {
         "plan": parent.plan.model_copy(update=update).model_dump_json(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
 
 from autocompress.candidate import Candidate
-from autocompress.engine.guided import Guide
+from autocompress.engine.expectation import can_go_on
+from autocompress.engine.guided import KNOTS, Guide
 from autocompress.engine.promotion import climbing_order, objectives
 from autocompress.models import space_labels
 from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, QuantizationSpec
@@ -16,23 +18,42 @@ PARENTS = 8
 """Of the best candidates, one is changed."""
 
 
-def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> Plan | None:
-    """One of the best plans with one layer's bits, one group's ratio, one block or one choice changed."""
-    known = [c for c in candidates if objectives(c) is not None]
+def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[Plan, Candidate | None] | None:
+    """One of the best plans with one layer's bits, all bits, one group's ratio, one block or one choice changed.
+
+    Returns:
+        The plan, and the trained candidate whose weights fit it, where only bits were changed; None if there is
+        nothing to change.
+    """
+    known = [c for c in candidates if objectives(c) is not None and c.plan.quantization.precisions]
     order = climbing_order([point for c in known if (point := objectives(c)) is not None], [])
     if not order:
         return None
     rng = random.Random(seed)
-    parent = known[rng.choice(order[:PARENTS])].plan
-    kinds = [_other_bits, _other_ratio, _other_block if parent.architecture.family == "base" else _other_choice]
+    parent = known[rng.choice(order[:PARENTS])]
+    # bits more often than the rest: a trained network can have others at once
+    kinds = [_all_bits, _all_bits, _other_bits, _other_ratio]
+    kinds.append(_other_block if parent.plan.architecture.family == "base" else _other_choice)
     rng.shuffle(kinds)
     for change in kinds:
-        plan = change(parent, guide, rng)
-        if plan is not None:
+        plan = change(parent.plan, guide, rng)
+        if plan is not None and plan != parent.plan:
             steps = guide.space.steps(plan.architecture.family)
             training = plan.training.model_copy(update={"steps": steps, "start": guide.space.base_digest})
-            return plan.model_copy(update={"training": training, "seed": guide.space.seed + seed})
+            fits = change in (_all_bits, _other_bits) and can_go_on(parent)
+            # what is pruned follows from the seed where weights are random, so it stays with the weights
+            own = parent.plan.seed if fits else guide.space.seed + seed
+            return plan.model_copy(update={"training": training, "seed": own}), parent if fits else None
     return None
+
+
+def _all_bits(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:
+    """All bits anew, for a file that is up to half as large again or as small."""
+    if len(guide.space.section.precision) < 2:
+        return None
+    smaller = math.exp(rng.uniform(-0.4, 0.7)) / guide.predictor.size_ratio(plan)
+    rounding = tuple(rng.uniform(-1.0, 1.0) for _ in range(KNOTS))
+    return guide.with_bits(plan, smaller, rounding)
 
 
 def _other_bits(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:

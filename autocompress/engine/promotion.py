@@ -13,7 +13,7 @@ import numpy as np
 
 from autocompress.candidate import Candidate, State
 from autocompress.engine.expectation import can_go_on, drop_after, trained_seconds
-from autocompress.engine.pareto import ObjectiveVector, hypervolume, objective_vector, ranks
+from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
 
 LEAST_ESTIMATES = 8
 """Estimates that must wait before one of them is promoted."""
@@ -37,28 +37,55 @@ def next_to_promote(candidates: Sequence[Candidate], busy: set[int], seconds: fl
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
     """
-    gone = busy | {c.parent for c in candidates if c.parent is not None}
+    gone = _climbed(candidates, busy)
     waiting = [c for c in candidates if _waits(c) and c.trial not in gone]
     if len(waiting) < LEAST_ESTIMATES:
         return None
     taken = [hoped_for(c, candidates, seconds) for c in leaves(candidates)]
-    points = [_estimated(c, seconds) for c in waiting]
+    points = [_estimated(c, candidates, seconds) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
 
 
 def next_to_train_on(candidates: Sequence[Candidate], busy: set[int], seconds: float) -> Candidate | None:
     """The trained candidate from which ``seconds`` more of training add most to the hypervolume."""
-    gone = busy | {c.parent for c in candidates if c.parent is not None}
+    gone = _climbed(candidates, busy)
     free = [c for c in candidates if can_go_on(c) and c.trial not in gone]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
     points = [hoped_for(c, candidates, seconds) for c in free]
     return free[climbing_order(points, taken)[0]] if free else None
 
 
+def knee_points(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Members of the front without which it would lose most hypervolume, that can be trained on, the greatest first.
+
+    Knees in the sense of Branke et al. 2004: to give up a little of one objective there costs much of another.
+    """
+    members = front(candidates)
+    points = [_vector(c) for c in members]
+    whole = hypervolume(np.array(points).reshape(-1, 3))
+    loss = {
+        c.trial: whole - hypervolume(np.array([*points[:k], *points[k + 1 :]]).reshape(-1, 3))
+        for k, c in enumerate(members)
+    }
+    able = [c for c in members if can_go_on(c)]
+    return sorted(able, key=lambda c: (-loss[c.trial], c.trial))[:count]
+
+
+def next_to_polish(candidates: Sequence[Candidate], busy: set[int], count: int) -> Candidate | None:
+    """The first of the knee points that nothing was continued from; None when all were."""
+    gone = _climbed(candidates, busy)
+    return next((c for c in knee_points(candidates, count) if c.trial not in gone), None)
+
+
 def leaves(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Trained candidates that nothing was continued from."""
-    parents = {c.parent for c in candidates}
-    return [c for c in candidates if can_go_on(c) and c.trial not in parents]
+    gone = _climbed(candidates, set())
+    return [c for c in candidates if can_go_on(c) and c.trial not in gone]
+
+
+def _climbed(candidates: Sequence[Candidate], busy: set[int]) -> set[int]:
+    """Candidates that were trained on, or are being; an estimate with other bits takes nothing from its parent."""
+    return busy | {c.parent for c in candidates if c.parent is not None and c.state is not State.ESTIMATED}
 
 
 def hoped_for(candidate: Candidate, candidates: Sequence[Candidate], seconds: float) -> ObjectiveVector:
@@ -75,11 +102,12 @@ def _waits(candidate: Candidate) -> bool:
     )
 
 
-def _estimated(candidate: Candidate, seconds: float) -> ObjectiveVector:
+def _estimated(candidate: Candidate, candidates: Sequence[Candidate], seconds: float) -> ObjectiveVector:
     """Objectives of an estimated candidate when it is trained for long."""
     point = objectives(candidate)
     assert point is not None
-    return drop_after(point[0], seconds / 3, seconds), *point[1:]
+    spent = max(seconds / 3, trained_seconds(candidate, candidates))
+    return drop_after(point[0], spent, seconds), *point[1:]
 
 
 def _vector(candidate: Candidate) -> ObjectiveVector:

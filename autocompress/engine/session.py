@@ -53,6 +53,7 @@ class Session:
     worker: str
     rank: int
     offset_s: float
+    polish: bool = False
     began: float = field(default_factory=time.perf_counter)
 
     def elapsed_s(self) -> float:

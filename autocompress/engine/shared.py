@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autocompress.analysis import divergence
-from autocompress.compression.distillation import Schedule, train_
+from autocompress.compression.distillation import NEXT_SEED, Schedule, train_
 from autocompress.compression.elastic import (
     Elastic,
     Member,
     SharedWeights,
     load_member_,
+    make_member,
     outputs_of,
     reestimate_,
     run_member,
@@ -131,7 +132,7 @@ class Shared:
             learning_rate=settings.learning_rate if family == "base" else settings.random_start_learning_rate,
             batch_size=settings.batch_size,
             weight_decay=settings.weight_decay,
-            seed=self.seed + 7919 * (cycle + 1),
+            seed=self.seed + NEXT_SEED * cycle,
             optimizer=settings.optimizer,
             acceleration=self.bench.acceleration,
             each_batch=self.bench.each_batch,
@@ -152,11 +153,18 @@ class Shared:
         reestimate_(shared, member, (self._prepared(inputs) for inputs in batches))
         return member
 
-    def score(self, plan: Plan) -> tuple[float, float]:
-        """Divergence from the base and drop in points of a plan's member, on a part of validation."""
-        member, data = self.member(plan), self.bench.data
-        own = self._outputs(plan.architecture.family, member)
-        reference = self.reference()
+    def score(self, plan: Plan, trained: Path | None = None) -> tuple[float, float]:
+        """Divergence from the base and drop in points of a plan's member, on a part of validation.
+
+        Args:
+            trained: weights of a trained network that differs from the plan in its bits alone, to score instead.
+        """
+        data = self.bench.data
+        if trained is None:
+            weights, member = self.of(plan.architecture.family), self.member(plan)
+        else:
+            weights, member = self._trained_member(plan, trained)
+        own, reference = self._outputs(weights, member), self.reference()
         labels = data.validation.labels[self._rows()]
         classification = data.loss is None
         if data.metric is None:
@@ -165,6 +173,13 @@ class Shared:
         else:
             drop = 100 * (score(data, reference.numpy(), labels) - score(data, own.numpy(), labels))
         return divergence(own, reference, classification), drop
+
+    def _trained_member(self, plan: Plan, path: Path) -> tuple[SharedWeights, Member]:
+        network, weights = build_network(self.bench, plan), SharedWeights()
+        network.load_state_dict(load_file(path))
+        weights.cover_(network)
+        precisions = plan.quantization.precisions
+        return weights, make_member(network, self.bench.data.example_inputs(2), {}, {}, precisions)
 
     def reference(self) -> Tensor:
         """The base's outputs on the scored rows."""
@@ -210,8 +225,7 @@ class Shared:
         own, gathered = outputs_of(shared, network, member, self.bench.data.example_inputs(2))
         return float((own - gathered).abs().max() / own.abs().max().clamp_min(1e-12))
 
-    def _outputs(self, family: str, member: Member) -> Tensor:
-        shared = self.of(family)
+    def _outputs(self, shared: SharedWeights, member: Member) -> Tensor:
         with torch.no_grad(), self.bench.acceleration.autocast():
             return torch.cat([run_member(shared, member, self._prepared(x)).float() for x in self._scored()])
 

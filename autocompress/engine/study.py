@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
 from autocompress.candidate import Candidate, Origin, State
+from autocompress.compression.distillation import NEXT_SEED
 from autocompress.config import StudyConfig
 from autocompress.engine.baseline import (
     Inputs,
@@ -45,7 +46,7 @@ from autocompress.engine.session import Session, make_space, open_study, reach, 
 from autocompress.engine.space import obvious_plans
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import exclusive, sweep, working
-from autocompress.errors import RunError, StudyFailed
+from autocompress.errors import ConfigError, RunError, StudyFailed
 from autocompress.models import state_digest
 from autocompress.pipeline import answers, compare
 from autocompress.plan import TrainingSpec
@@ -58,7 +59,12 @@ ENDING_SECONDS = 4.0
 
 
 def search(
-    config: StudyConfig, root: Path, watcher: Watcher, storage: str | None = None, inputs: Inputs | None = None
+    config: StudyConfig,
+    root: Path,
+    watcher: Watcher,
+    storage: str | None = None,
+    inputs: Inputs | None = None,
+    polish: bool = False,
 ) -> RunFolder:
     """Run or resume a study until its totals are used.
 
@@ -67,6 +73,7 @@ def search(
         root: the run folder; made if it is not there.
         storage: an SQLAlchemy URL; without it a journal in the run folder.
         inputs: model and data that are loaded already; by default those that the study names.
+        polish: give the last part of the time to a few knee points of the front.
 
     Raises:
         UserError: the input is wrong; nothing is left behind.
@@ -74,6 +81,11 @@ def search(
         KeyboardInterrupt: passed on when the running trial is put back.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if polish and config.study.engine != "ladder":
+        raise ConfigError(
+            f'polishing is a part of the ladder; study.engine is "{config.study.engine}"; '
+            'set engine = "ladder", or leave out --polish'
+        )
     if storage is not None:
         reach(storage)
     inputs = inputs or load_inputs(config)
@@ -82,6 +94,7 @@ def search(
     with working(run.workers) as worker:
         session = _open(config, run, inputs, watcher, storage, worker, rank)
         watcher.baseline(session.baseline, read_analysis(run))
+        session.polish = polish
         recover(session)
         step = _engine(session)
         _enqueue_obvious(session)
@@ -190,7 +203,7 @@ def _enqueue_continuation(session: Session, continuation: Continuation) -> None:
     steps = _affordable_steps(session, continuation)
     start = state_digest(load_file(session.run.checkpoint(parent.trial)))
     plan = parent.plan.model_copy(
-        update={"training": TrainingSpec(steps=steps, start=start), "seed": parent.plan.seed + 1000}
+        update={"training": TrainingSpec(steps=steps, start=start), "seed": parent.plan.seed + NEXT_SEED}
     )
     original = session.study.get_trials(deepcopy=False)[parent.trial]
     session.study.enqueue_trial(

@@ -32,7 +32,7 @@ def tell(session: Session, trial: optuna.Trial, candidate: Candidate) -> None:
 def _estimated(session: Session, candidate: Candidate) -> list[float] | None:
     """Objectives of an estimated candidate; None of any other."""
     estimate = candidate.estimate
-    if estimate is None:
+    if candidate.state is not State.ESTIMATED or estimate is None:
         return None
     drop = WORST_DROP_POINTS if estimate.drop_points is None else min(estimate.drop_points, WORST_DROP_POINTS)
     if session.config.study.mode == "pareto":
