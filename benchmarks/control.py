@@ -11,22 +11,15 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from autocompress.engine.baseline import (
-    load_inputs,
-    make_bench,
-    paired_accuracy,
-    restore_base,
-    test_hits,
-    validation_hits,
-)
+from autocompress.engine.baseline import load_inputs, make_bench, restore_base, test_answers, validation_answers
 from autocompress.engine.run_folder import open_run, read_facts, run_config
-from autocompress.pipeline import build_network, draft, finish, split_hits
+from autocompress.pipeline import answers, build_network, compare, draft, finish
 from autocompress.plan import DistillationSpec, Plan, TrainingSpec
 from autocompress.stage_clock import StageClock
 
 
 def main() -> None:
-    """Train, export and score the control; nothing is written into the run but the baseline's test hits."""
+    """Train, export and score the control; nothing is written into the run but the baseline's answers on test."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps, as many as the pick had in all")
@@ -40,10 +33,10 @@ def main() -> None:
         path, clock = Path(folder) / "model.onnx", StageClock()
         unfinished = draft(bench, build_network(bench, plan), plan, path, clock)
         finish(bench, unfinished, plan, path, Path(folder) / "weights.safetensors", clock)
-        splits = (("validation", inputs.data.validation, validation_hits), ("test", inputs.data.test, None))
-        for name, split, known in splits:
-            yardstick = test_hits(run, bench) if known is None else known(run)
-            accuracy = paired_accuracy(split_hits(bench, path, split), yardstick)
+        yardsticks = {"validation": validation_answers(run), "test": test_answers(run, bench)}
+        for name, yardstick in yardsticks.items():
+            split = getattr(inputs.data, name)
+            accuracy = compare(inputs.data, split, answers(bench, path, split, plan), yardstick)
             low, high = accuracy.drop_interval_points()
             print(f"{name}: {accuracy.fraction:.2%}, drop {accuracy.drop_points:.2f} points [{low:.2f}, {high:.2f}]")
         print(f"{arguments.steps} steps in {clock.seconds['train']:.0f} s")
