@@ -39,6 +39,8 @@ CURVE = (-1.5, 1.5)
 REACH = 4.0
 """Targets go to so many times the limits."""
 EASIEST_SPEEDUP, EASIEST_SMALLER = 1.5, 3.0
+TOO_SLOW = 0.1
+"""Share by which a network must miss the limit on latency to be given up before its bits are decided."""
 LARGEST_PRODUCT = 64
 """Options of a block at most: with more groups inside, they share one ratio."""
 
@@ -114,7 +116,7 @@ class Guide:
         return plan.model_copy(update={"quantization": QuantizationSpec(precisions=precisions)})
 
     def _error_in_space(self, plan: Plan) -> Callable[[str, int | None], float]:
-        errors = self.bit_errors(plan)
+        errors = {} if self._is_too_slow(plan) else self.bit_errors(plan)
         typical = float(np.median(list(errors.values()))) if errors else 1.0
         least = self.tables.bits
         return lambda layer, bits: 0.0 if bits is None else errors.get(layer, typical) * 4.0 ** (least - bits)
@@ -129,6 +131,14 @@ class Guide:
             self.baseline.size_bytes / (limits.max_size_bytes or math.inf),
         ]
         return max(speedups) or EASIEST_SPEEDUP, max(factors) or EASIEST_SMALLER
+
+    def _is_too_slow(self, plan: Plan) -> bool:
+        """Whether a network is beyond the limit on latency in any bits, and not worth a measurement."""
+        found = [
+            o.computed_in(arithmetic_of(self.predictor.usual)) if o.layer else o for o in self.predictor.operators(plan)
+        ]
+        limited = self.limits.min_speedup is not None or self.limits.max_latency_ms is not None
+        return limited and self.predictor.latency_ratio(found) * self.easiest()[0] > 1 + TOO_SLOW
 
     def _draw_targets(self, draw: Draw) -> Targets:
         speedup, smaller = self.easiest()

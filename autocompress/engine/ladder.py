@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -217,11 +217,11 @@ def _pool(ladder: Ladder, candidates: Sequence[Candidate], family: str) -> list[
 def _drawn(ladder: Ladder, family: str, count: int, seed: int) -> list[Plan]:
     """Random plans of one family that the tables let pass, as far as they are found quickly."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    guide = replace(ladder.guide, bit_errors=lambda plan: {})  # bits need not be good to be trained
     found: list[Plan] = []
     rest: list[Plan] = []
-    for number in range(6 * count):
-        draw = OfFamily(study.ask(), family)
-        plan = ladder.guide.suggest_plan(draw, number)
+    for number in range(2 * count):
+        plan = guide.suggest_plan(OfFamily(study.ask(), family), number)
         (rest if _beyond(ladder, plan)[0] else found).append(plan)
         if len(found) == count:
             break

@@ -61,7 +61,7 @@ def solve(units: Sequence[Sequence[Option]], max_size_bytes: float, max_latency_
         ],
         integrality=np.concatenate([np.ones(len(flat)), np.zeros(2)]),
         bounds=Bounds(0, np.concatenate([np.ones(len(flat)), np.full(2, np.inf)])),
-        options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT_S},
+        options={"presolve": False, "mip_rel_gap": GAP, "time_limit": TIME_LIMIT_S},
     )
     if solution.x is None:
         raise AssertionError(f"every unit has an option and targets may be exceeded: {solution.message}")

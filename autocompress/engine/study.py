@@ -92,7 +92,7 @@ def search(
     run = ensure_run(root, inputs, watcher)
     rank = sweep(run.workers) if run.workers.is_dir() else 0
     with working(run.workers) as worker:
-        session = _open(config, run, inputs, watcher, storage, worker, rank)
+        session = open_session(config, run, inputs, watcher, storage, worker, rank)
         watcher.baseline(session.baseline, read_analysis(run))
         session.polish = polish
         recover(session)
@@ -108,7 +108,7 @@ def search(
     return run
 
 
-def _open(
+def open_session(
     config: StudyConfig,
     run: RunFolder,
     inputs: Inputs,
@@ -117,6 +117,11 @@ def _open(
     worker: str,
     rank: int,
 ) -> Session:
+    """Be a worker of a run that has its baseline.
+
+    Raises:
+        RunError: the storage is not the one that the run began with.
+    """
     digest = restore_base(run, inputs)
     facts = read_facts(run)
     study = open_study(run, config, storage)

@@ -1,0 +1,146 @@
+"""How well a plan's score on the shared weights ranks what it is worth when it is trained.
+
+    python -m benchmarks.fidelity --run RUN --out FILE [--plans 30] [--steps 700]
+
+RUN is a finished run of the ladder. Plans are drawn anew by the guided parametrisation at random, scored by the run's
+shared weights as they are (F1), then each is trained from them, exported, and its file scored on validation (F3).
+Kendall's rank correlation is over the plans whose file loses less than 5 points, with a percentile bootstrap interval
+over plans (Efron 1979). Each plan is kept beside FILE as it is done, and a second call goes on from there. Nobody else
+may work on the run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from scipy.stats import kendalltau
+
+from autocompress.engine.baseline import load_inputs
+from autocompress.engine.events import Silent
+from autocompress.engine.ladder import Ladder, make_ladder
+from autocompress.engine.run_folder import RunFolder, open_run, read_analysis, read_candidates, run_config, write_json
+from autocompress.engine.space import PerLayer
+from autocompress.engine.study import open_session
+from autocompress.errors import TrialFailed
+from autocompress.pipeline import answers, build_network, compare, draft, finish
+from autocompress.plan import Plan, TrainingSpec
+from autocompress.stage_clock import StageClock
+
+LARGEST_DROP_POINTS = 5.0
+RESAMPLES = 10_000
+
+
+def open_ladder(run: RunFolder) -> Ladder:
+    """The ladder of a run, with its tables and shared weights."""
+    config = run_config(run)
+    session = open_session(config, run, load_inputs(config), Silent(), None, "fidelity", 0)
+    ladder = make_ladder(session, read_analysis(run))
+    if not isinstance(ladder, Ladder):
+        raise SystemExit(f"fidelity: the run has no ladder, because {ladder}")
+    ladder.predictor.fit_(read_candidates(run))
+    return ladder
+
+
+def draw_plans(ladder: Ladder, seed: int) -> Iterator[Plan]:
+    """Endless random plans that the tables let pass."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    number = 0
+    while True:
+        plan = ladder.guide.suggest_plan(PerLayer(study.ask()), number)
+        number += 1
+        found = ladder.predictor.operators(plan)
+        speedup, smaller = ladder.guide.easiest()
+        fast = ladder.predictor.latency_ratio(found) * speedup <= 1.05
+        if fast and ladder.predictor.size_ratio(plan) * smaller <= 1.05:
+            yield plan
+
+
+def trained_drop(ladder: Ladder, plan: Plan, steps: int) -> float:
+    """Validation drop in points of a plan's file, trained from the shared weights."""
+    bench = ladder.session.bench
+    with tempfile.TemporaryDirectory() as folder:
+        path, start = Path(folder) / "model.onnx", Path(folder) / "start.safetensors"
+        digest = ladder.shared.write_start(plan, start)
+        plan = plan.model_copy(update={"training": TrainingSpec(steps=steps, start=digest)})
+        unfinished = draft(bench, build_network(bench, plan), plan, path, StageClock())
+        unfinished.network.load_state_dict(load_file(start))
+        finish(bench, unfinished, plan, path, Path(folder) / "weights.safetensors", StageClock())
+        own = answers(bench, path, bench.data.validation, plan)
+    return compare(bench.data, bench.data.validation, own, ladder.session.baseline_answers).drop_points
+
+
+def agreement(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Kendall's tau of cheap scores and trained drops, with its interval."""
+    kept = [pair for pair in pairs if pair["trained_drop_points"] < LARGEST_DROP_POINTS]
+    trained = np.array([pair["trained_drop_points"] for pair in kept])
+    figures: dict[str, Any] = {"plans": len(pairs), "kept": len(kept)}
+    for name in ("shared_drop_points", "divergence"):
+        scores = np.array([pair[name] for pair in kept])
+        figures[name] = _tau(scores, trained)
+        for family in ("base", "space"):
+            own = np.array([pair["family"] == family for pair in kept])
+            if own.sum() > 2:
+                figures[f"{name}, {family} ({int(own.sum())})"] = _tau(scores[own], trained[own])
+    return figures
+
+
+def _tau(scores: NDArray[np.float64], trained: NDArray[np.float64]) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(len(scores), size=(RESAMPLES, len(scores)))
+    samples = [kendalltau(scores[own], trained[own]).statistic for own in rows]
+    low, high = np.nanquantile(samples, [0.025, 0.975])
+    return {"tau": float(kendalltau(scores, trained).statistic), "low": float(low), "high": float(high)}
+
+
+def main() -> None:
+    """Score, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of a ladder's run")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--plans", type=int, default=30, help="plans with a drop below 5 points")
+    parser.add_argument("--steps", type=int, default=700, help="of each training")
+    parser.add_argument("--seed", type=int, default=1234)
+    arguments = parser.parse_args()
+    ladder = open_ladder(open_run(arguments.run))
+    kept = arguments.out.with_suffix(".jsonl")
+    pairs = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    for number, plan in enumerate(draw_plans(ladder, arguments.seed)):
+        if sum(pair["trained_drop_points"] < LARGEST_DROP_POINTS for pair in pairs) >= arguments.plans:
+            break
+        if number < len(pairs):
+            continue
+        begun = time.perf_counter()
+        divergence, drop = ladder.shared.score(plan)
+        try:
+            trained = trained_drop(ladder, plan, arguments.steps)
+        except TrialFailed as error:
+            print(f"plan {number} failed: {error}")
+            trained = 100.0
+        pair = {
+            "family": plan.architecture.family,
+            "divergence": divergence,
+            "shared_drop_points": drop,
+            "trained_drop_points": trained,
+            "seconds": time.perf_counter() - begun,
+        }
+        pairs.append(pair)
+        with kept.open("a") as file:
+            file.write(json.dumps(pair) + "\n")
+        print(number, pair, flush=True)
+    figures = {"steps": arguments.steps, "shared": ladder.shared.record(), **agreement(pairs), "pairs": pairs}
+    write_json(arguments.out, figures)
+    print(json.dumps({key: value for key, value in figures.items() if key != "pairs"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
