@@ -26,6 +26,7 @@ from autocompress.engine.expectation import KEPT_SHARE, fit_expectation
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import mutated
+from autocompress.engine.pareto import hypervolume
 from autocompress.engine.prediction import Predictor, make_predictor
 from autocompress.engine.promotion import climbing_order, next_to_polish, next_to_promote, next_to_train_on, objectives
 from autocompress.engine.run_folder import read_candidates, write_json
@@ -51,8 +52,11 @@ LENGTHS = {"share": 0.15, "promote": 0.08, "train_on": 0.25}
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
-LEAST_CYCLES = 2
+LEAST_CYCLES = 3
 POOL = 12
+TRAILING_SHARE = 1 / 3
+LENIENT_REFERENCE = (50.0, 0.0, 0.0)
+"""Where families are compared before any member is near the base."""
 SLACK = 0.05
 """A plan is dropped by the tables only where it breaks a limit by more than their error."""
 ENDING_SECONDS = 12.0
@@ -186,18 +190,27 @@ def _seconds(ladder: Ladder, action: str) -> float:
 
 
 def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
-    """One cycle of the family that has had less."""
-    record = ladder.shared.record()
-    cycles = {name: record.get(name, {"cycles": 0})["cycles"] for name in ladder.families}
-    # the base's weights are of use after a cycle or two, those of the model space only much later
-    begun = cycles[ladder.families[0]] >= LEAST_CYCLES
-    seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
-    family = min(ladder.families, key=lambda name: seconds[name]) if begun else ladder.families[0]
+    """One cycle of a family."""
+    family = _family_to_train(ladder, candidates)
     plans = _pool(ladder, candidates, family)
     ladder.session.watcher.note(f"training the shared weights of {family} on {len(plans)} members")
     macs = statistics.mean(ladder.predictor.macs(plan) for plan in plans)
     ladder.shared.train_(family, plans, _seconds(ladder, "share"), macs)
     return True
+
+
+def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate]) -> str:
+    """The family that leads by the hypervolume of its scores; one that trails gets a quarter of the time."""
+    record = ladder.shared.record()
+    seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
+
+    def lead(family: str) -> float:
+        points = [objectives(c) for c in candidates if c.plan.architecture.family == family]
+        return hypervolume([point for point in points if point is not None], LENIENT_REFERENCE)
+
+    leader = max(ladder.families, key=lead)
+    behind = [name for name in ladder.families if name != leader and seconds[name] < TRAILING_SHARE * seconds[leader]]
+    return behind[0] if behind else leader
 
 
 def _pool(ladder: Ladder, candidates: Sequence[Candidate], family: str) -> list[Plan]:

@@ -197,7 +197,10 @@ def _duration_lines(
         yield f"one trial of family {family}: about {seconds[-1]:.0f} s ({plan.training.steps} steps; tried: {describe(plan)[:80]})"
     average = sum(seconds) / len(seconds)
     study = config.study
-    if study.timeout_s is not None:
+    if study.timeout_s is not None and study.engine == "ladder":
+        rest = max(0.0, study.timeout_s - baseline_s)
+        yield f"the study takes {study.timeout_s / 60:.0f} minutes, baseline included: time for about {rest / average:.0f} such trials; the ladder estimates many plans and trains the best of them, for longer"
+    elif study.timeout_s is not None:
         rest = max(0.0, study.timeout_s * (1 - config.training.continued_fraction) - baseline_s)
         yield f"the study takes {study.timeout_s / 60:.0f} minutes, baseline included: about {rest / average:.0f} short trials, then continued training"
     if study.trials is not None:
