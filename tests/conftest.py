@@ -18,6 +18,7 @@ from autocompress.compression.distillation import Schedule, train_
 from autocompress.config import DataSection, ModelSection
 from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
+from autocompress.deploy.latency_table import CACHE_VARIABLE
 from autocompress.models import load_model, load_space
 from autocompress.pipeline import Bench
 from autocompress.plan import DistillationSpec
@@ -44,6 +45,15 @@ def one_thread() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def latency_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One table of operators for all tests, also of the processes that they start; not the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,26 @@ def tiny_resnet(num_classes: int = 10, in_channels: int = 1, width: int = 16) ->
     return TinyResNet(num_classes, in_channels, width)
 
 
+class Grouped(nn.Module):
+    """Depthwise and grouped convolutions between plain ones."""
+
+    def __init__(self, num_classes: int = 10, groups: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(16)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.pointwise = nn.Conv2d(16, 32, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(32)
+        self.grouped = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=groups)
+        self.linear = nn.Linear(32, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm2(self.depthwise(F.relu(self.norm1(self.stem(x))))))
+        x = F.relu(self.grouped(F.relu(self.norm3(self.pointwise(x)))))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 class OneBlock(nn.Module):
     """As little as a search can work on: a stem, a block and a classifier."""
 

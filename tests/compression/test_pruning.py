@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import tiny_resnet
+from networks import Grouped, tiny_resnet
 from torch import Tensor, nn
 
 from autocompress.compression import pruning
 from autocompress.compression.architecture import drop_blocks
-from autocompress.compression.pruning import find_groups, kept_channels, prune
+from autocompress.compression.pruning import find_groups, kept_channels, kept_units, prune, with_units
 from autocompress.layers import parameter_count
 
 BLOCKS = [f"layer{stage}.{n}" for stage in (1, 2, 3) for n in range(3)]
@@ -124,6 +124,59 @@ def test_all_groups_of_a_network_can_be_pruned_at_once(trained: nn.Module) -> No
     pruned = prune(trained, images(8), {group.name: 0.75 for group in groups}, 4)
     assert pruned(*images(8)).shape == (2, 10)
     assert all(pruned.get_submodule(group.name).weight.shape[0] == group.channels // 4 for group in groups)
+
+
+# Which units stay
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_the_units_that_stay_are_those_that_pruning_leaves(resnet20: nn.Module, multiple: int) -> None:
+    ratios = {"layer1.0.conv1": 0.5, "layer2.1.conv1": 0.25, "layer3.2.conv1": 0.75, "layer3.0.conv1": 0.0}
+    kept = kept_units(resnet20, images(), ratios, multiple)
+    assert set(kept) == {name for name, ratio in ratios.items() if ratio}
+    pruned, made = prune(resnet20, images(), ratios, multiple), with_units(resnet20, images(), kept)
+    for name, units in kept.items():
+        rows = surviving(resnet20.get_submodule(name).weight, pruned.get_submodule(name).weight)
+        assert rows == units.tolist() == sorted(units.tolist())
+    for (name, first), (_, second) in zip(pruned.named_parameters(), made.named_parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_a_group_that_keeps_all_its_units_is_left_out(resnet20: nn.Module) -> None:
+    # sixteen channels and a quarter less are twelve, of which the nearest multiple is sixteen
+    assert kept_units(resnet20, images(), {"layer1.0.conv1": 0.25, "layer2.0.conv1": 0.0}, 16) == {}
+
+
+def test_the_units_that_stay_are_the_most_important(resnet20: nn.Module) -> None:
+    """By the norm over all that goes with a channel: its filter, its norm and what reads it."""
+    block = resnet20.get_submodule("layer2.1")
+    with torch.no_grad():
+        scores = (
+            block.conv1.weight.square().sum((1, 2, 3))
+            + block.bn1.weight.square()
+            + block.conv2.weight.square().sum((0, 2, 3))
+        )
+    for ratio in (0.25, 0.5, 0.75):
+        kept = kept_units(resnet20, images(), {"layer2.1.conv1": ratio}, 8)["layer2.1.conv1"]
+        gone = [channel for channel in range(32) if channel not in kept.tolist()]
+        assert scores[kept].min() >= scores[gone].max()
+
+
+def test_given_units_stay_whatever_their_importance(resnet20: nn.Module) -> None:
+    units = torch.tensor([0, 3, 4, 17, 31])
+    made = with_units(resnet20, images(), {"layer2.1.conv1": units})
+    assert surviving(resnet20.layer2[1].conv1.weight, made.layer2[1].conv1.weight) == units.tolist()
+
+
+def test_each_group_of_a_convolution_keeps_as_many_channels() -> None:
+    torch.manual_seed(0)
+    network = Grouped(groups=4).eval()
+    with torch.no_grad():
+        network.pointwise.weight[:8] *= 10.0  # all the important channels are in the first group
+    kept = kept_units(network, images(8), {"pointwise": 0.5}, 4)["pointwise"]
+    assert [int(((kept >= start) & (kept < start + 8)).sum()) for start in (0, 8, 16, 24)] == [4, 4, 4, 4]
+    with torch.no_grad():
+        assert with_units(network, images(8), {"pointwise": kept})(*images(8)).shape == (2, 10)
 
 
 # Channel counts
