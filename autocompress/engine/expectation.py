@@ -15,9 +15,9 @@ from sklearn.linear_model import Ridge
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
 
-KEPT_SHARE = 0.5
+KEPT_SHARE = 0.3
 """Share of a member's drop that is expected to be left after a short training, before any pair is known."""
-SHRINKAGE = 4.0
+SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
 EXPONENT = 0.5

@@ -36,7 +36,7 @@ KNOTS = 4
 """Points of the curve that says what errors are worth at each depth."""
 CURVE = (-1.5, 1.5)
 """Range of its logarithm: a factor of twenty between the cheapest and the dearest depth."""
-REACH = 4.0
+REACH = 6.0
 """Targets go to so many times the limits."""
 EASIEST_SPEEDUP, EASIEST_SMALLER = 1.5, 3.0
 TOO_SLOW = 0.1
@@ -142,7 +142,7 @@ class Guide:
 
     def _draw_targets(self, draw: Draw) -> Targets:
         speedup, smaller = self.easiest()
-        low, high = self._bits_range()
+        low, high = self.bits_range()
         return Targets(
             speedup=draw.amount("speedup", speedup, speedup * REACH, log=True),
             smaller=draw.amount("smaller", smaller, smaller * REACH, log=True),
@@ -151,7 +151,8 @@ class Guide:
             rounding=tuple(draw.amount(f"rounding.{k}", *CURVE) for k in range(KNOTS)),
         )
 
-    def _bits_range(self) -> tuple[float, float]:
+    def bits_range(self) -> tuple[float, float]:
+        """Fewest and most bits of a weight in this study."""
         bits = [float(p.weight_bits or 32) for p in self.space.section.precision]
         return min(bits), max(bits)
 

@@ -8,6 +8,7 @@ front early, and a search that is stopped or killed goes on by the records alone
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -33,9 +34,10 @@ from autocompress.engine.run_folder import read_candidates, write_json
 from autocompress.engine.samplers import make_sampler
 from autocompress.engine.session import Session, running_trials
 from autocompress.engine.shared import TOLERANCE, Shared
-from autocompress.engine.space import PerLayer, Suggests, plain_int8
+from autocompress.engine.space import NamedPlan, PerLayer, Suggests, plain_int8
 from autocompress.engine.tables import Tables, measure_tables
 from autocompress.engine.trial import Current, Result, attempt, describe, make_file, plan_of
+from autocompress.engine.warm_start import earlier_run, front_plans, solver_plans, take_over_
 from autocompress.engine.workers import exclusive
 from autocompress.errors import TrialFailed, first_line
 from autocompress.models import state_digest
@@ -50,6 +52,8 @@ MUTATE_FROM = 0.4
 LENGTHS = {"share": 0.15, "promote": 0.08, "train_on": 0.25}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
+LINEAGES = 3
+"""Candidates that the long training to come is expected to be spent on: what they may reach with it decides."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 LEAST_CYCLES = 3
@@ -87,6 +91,14 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
     path = shared.folder / "tables.json"
     try:
         with exclusive(shared.folder / "lock"):
+            earlier = None if path.is_file() else earlier_run(session.run, session.config)
+            if earlier is not None:
+                session.watcher.note(f"taking tables and shared weights from {earlier.root}")
+                take_over_(session.run, earlier)
+                write_json(
+                    shared.folder / "taken_from.json",
+                    [plan_and_name(p) for p in front_plans(earlier, space.base_digest)],
+                )
             if not path.is_file():
                 session.watcher.note("measuring what each unit of the base is worth")
                 largest = {kind: max(ratios) for kind, ratios in space.base_ratios().items()}
@@ -113,6 +125,19 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
         return f"sharing weights failed with {type(error).__name__}: {first_line(error)}"
 
 
+def first_plans(ladder: Ladder) -> list[NamedPlan]:
+    """What is estimated first: the solver's own front, and the front of an earlier run."""
+    path = ladder.shared.folder / "taken_from.json"
+    taken = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    known = [NamedPlan(entry["name"], Plan.model_validate(entry["plan"]), None) for entry in taken]
+    return [*known, *(solver_plans(ladder.guide) if ladder.session.space.section.base else ())]
+
+
+def plan_and_name(named: NamedPlan) -> dict[str, Any]:
+    """A named plan as plain JSON."""
+    return {"name": named.name, "plan": named.plan.model_dump(mode="json")}
+
+
 def _disagreement(ladder: Ladder) -> str | None:
     """Why a member of the shared weights does not compute what the same network does; None if it does."""
     if not ladder.session.space.section.base:
@@ -135,7 +160,9 @@ def climb(ladder: Ladder) -> bool:
         if progress >= 1.0:
             return False
         waiting = session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        trial = _ask(session) if waiting else None
+        estimates_next = bool(waiting) and waiting[0].user_attrs.get("rung") == "estimate"
+        too_early = estimates_next and progress < SHARED_UNTIL and _is_cold(ladder)
+        trial = _ask(session) if waiting and not too_early else None
     if trial is None:
         for action in _in_order_of_need(ladder, candidates, progress):
             if action == "share" and progress < SHARED_UNTIL:
@@ -160,7 +187,7 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
     """Actions, the one that lags most behind its share of the time first; none makes sense before two cycles."""
     if ladder.session.polish and progress >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
-    if sum(entry["cycles"] for entry in ladder.shared.record().values()) < LEAST_CYCLES:
+    if _is_cold(ladder):
         return list(SHARES)
     spent = {
         "share": ladder.shared.seconds(),
@@ -170,6 +197,11 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
     }
     total = sum(spent.values())
     return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+
+
+def _is_cold(ladder: Ladder) -> bool:
+    """Whether the shared weights say nothing yet."""
+    return sum(entry["cycles"] for entry in ladder.shared.record().values()) < LEAST_CYCLES
 
 
 def _nearly_over(session: Session) -> bool:
@@ -328,12 +360,13 @@ def _enqueue_training(
     busy = {
         int(t.user_attrs["parent"]) for t in running if t.user_attrs.get("rung") == "train" and "parent" in t.user_attrs
     }
+    horizon = max(seconds, _seconds_to_come(session) / LINEAGES)
     if action == "promote":
-        parent = next_to_promote(candidates, busy, LENGTHS["train_on"] * session.elapsed_s())
+        parent = next_to_promote(candidates, busy, seconds, horizon)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
-        parent = next_to_train_on(candidates, busy, seconds)
+        parent = next_to_train_on(candidates, busy, horizon)
     if parent is None:
         return None
     steps = _steps(ladder, candidates, parent.plan, seconds)
@@ -354,6 +387,12 @@ def _enqueue_training(
     with exclusive(session.run.root / "ask.lock"):
         session.study.enqueue_trial({}, user_attrs=attributes)
         return _ask(session)
+
+
+def _seconds_to_come(session: Session) -> float:
+    """Of long training, in the time that is left."""
+    timeout = session.config.study.timeout_s
+    return 0.0 if timeout is None else SHARES["train_on"] * max(0.0, timeout - session.elapsed_s())
 
 
 def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float) -> int:

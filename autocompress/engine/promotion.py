@@ -29,27 +29,30 @@ def climbing_order(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveV
     return sorted(range(len(points)), key=lambda k: (-added[k] if added[k] > 0 else 0.0, rank[k], points[k][0]))
 
 
-def next_to_promote(candidates: Sequence[Candidate], busy: set[int], seconds: float) -> Candidate | None:
+def next_to_promote(candidates: Sequence[Candidate], busy: set[int], short: float, seconds: float) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
 
     Args:
         busy: trials that are being promoted or trained on.
+        short: seconds of the training that a newcomer gets.
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
     """
     gone = _climbed(candidates, busy)
-    waiting = [c for c in candidates if _waits(c) and c.trial not in gone]
+    trained = {_decisions(c) for c in candidates if c.trial in gone or c.state is State.COMPLETE}
+    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and _decisions(c) not in trained]
     if len(waiting) < LEAST_ESTIMATES:
         return None
     taken = [hoped_for(c, candidates, seconds) for c in leaves(candidates)]
-    points = [_estimated(c, candidates, seconds) for c in waiting]
+    points = [_estimated(c, candidates, short, seconds) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
 
 
 def next_to_train_on(candidates: Sequence[Candidate], busy: set[int], seconds: float) -> Candidate | None:
     """The trained candidate from which ``seconds`` more of training add most to the hypervolume."""
     gone = _climbed(candidates, busy)
-    free = [c for c in candidates if can_go_on(c) and c.trial not in gone]
+    # one that loses nothing has nothing to gain
+    free = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
     points = [hoped_for(c, candidates, seconds) for c in free]
     return free[climbing_order(points, taken)[0]] if free else None
@@ -94,6 +97,11 @@ def hoped_for(candidate: Candidate, candidates: Sequence[Candidate], seconds: fl
     return drop_after(drop, trained_seconds(candidate, candidates), seconds), size, latency
 
 
+def _decisions(candidate: Candidate) -> str:
+    """What makes a candidate's file, but for its training."""
+    return candidate.plan.model_dump_json(include={"architecture", "pruning", "quantization"})
+
+
 def _waits(candidate: Candidate) -> bool:
     return (
         candidate.state is State.ESTIMATED
@@ -102,11 +110,11 @@ def _waits(candidate: Candidate) -> bool:
     )
 
 
-def _estimated(candidate: Candidate, candidates: Sequence[Candidate], seconds: float) -> ObjectiveVector:
+def _estimated(candidate: Candidate, candidates: Sequence[Candidate], short: float, seconds: float) -> ObjectiveVector:
     """Objectives of an estimated candidate when it is trained for long."""
     point = objectives(candidate)
     assert point is not None
-    spent = max(seconds / 3, trained_seconds(candidate, candidates))
+    spent = short + trained_seconds(candidate, candidates)
     return drop_after(point[0], spent, seconds), *point[1:]
 
 

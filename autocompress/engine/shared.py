@@ -41,6 +41,8 @@ from autocompress.weights import state_digest
 SCORED_EXAMPLES = 1000
 """Of validation, spread over it, on which members are scored."""
 BATCH = 125
+BIT_EXAMPLES = 32
+"""On which the error of rounding each layer of a member is measured."""
 FIRST_STEPS = 24
 """Of the first cycle, which only finds out how long a step takes."""
 TOLERANCE = 1e-4
@@ -194,7 +196,7 @@ class Shared:
         if key not in self._bit_errors:
             shared = self.of(plan.architecture.family)
             member = self.member(plan)
-            inputs = self.bench.data.model_inputs(self.bench.data.validation, self._rows()[:BATCH])
+            inputs = self.bench.data.model_inputs(self.bench.data.validation, self._rows()[:BIT_EXAMPLES])
             classification = self.bench.data.loss is None
             with torch.no_grad():
                 whole = run_member(shared, member, inputs)

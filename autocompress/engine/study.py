@@ -30,7 +30,7 @@ from autocompress.engine.baseline import (
 )
 from autocompress.engine.continuation import Continuation, next_continuation
 from autocompress.engine.events import Watcher
-from autocompress.engine.ladder import Ladder, climb, make_ladder
+from autocompress.engine.ladder import Ladder, climb, first_plans, make_ladder
 from autocompress.engine.pareto import front
 from autocompress.engine.recovery import recover
 from autocompress.engine.run_folder import (
@@ -43,7 +43,7 @@ from autocompress.engine.run_folder import (
 )
 from autocompress.engine.samplers import make_sampler, parametrisation
 from autocompress.engine.session import Session, make_space, open_study, reach, running_trials
-from autocompress.engine.space import obvious_plans
+from autocompress.engine.space import NamedPlan, PerLayer, obvious_plans
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import exclusive, sweep, working
 from autocompress.errors import ConfigError, RunError, StudyFailed
@@ -97,7 +97,6 @@ def search(
         session.polish = polish
         recover(session)
         step = _engine(session)
-        _enqueue_obvious(session)
         while step():
             pass
         candidates = read_candidates(run)
@@ -155,8 +154,12 @@ def _engine(session: Session) -> Callable[[], bool]:
         ladder = make_ladder(session, read_analysis(session.run))
         if isinstance(ladder, Ladder):
             session.suggests = ladder.guide
+            _enqueue(session, obvious_plans(session.space, PerLayer), "enqueued", is_guided=True)
+            _enqueue(session, first_plans(ladder), "sampled", is_guided=True)
             return partial(climb, ladder)
         session.watcher.note(f"using the plain engine, because {ladder}")
+    named = obvious_plans(session.space, parametrisation(session.config.study.sampler))
+    _enqueue(session, named, "enqueued", is_guided=False)
     return partial(_one_trial, session)
 
 
@@ -241,21 +244,23 @@ def _ask(session: Session) -> optuna.Trial:
     return trial
 
 
-def _enqueue_obvious(session: Session) -> None:
-    """Enqueue what is not yet: a death in between must neither lose a plan nor enqueue it twice."""
+def _enqueue(session: Session, plans: Sequence[NamedPlan], origin: str, is_guided: bool) -> None:
+    """Enqueue what is not yet: a death in between must neither lose a plan nor enqueue it twice.
+
+    Args:
+        is_guided: whether the study's variables are the guide's, in which no given plan can be expressed.
+    """
     with exclusive(session.run.root / "ask.lock"):
-        trials = session.study.get_trials(deepcopy=False)
-        known = {t.user_attrs["name"] for t in trials if t.user_attrs.get("origin") == "enqueued"}
-        for named in obvious_plans(session.space, parametrisation(session.config.study.sampler)):
+        known = {t.user_attrs.get("name") for t in session.study.get_trials(deepcopy=False)}
+        for named in plans:
             if named.name in known:
                 continue
-            attributes = {"plan": named.plan.model_dump_json(), "origin": "enqueued", "name": named.name}
-            is_guided = session.suggests is not session.space  # whose variables are others
-            outside: dict[str, Any] = {} if named.params is not None and not is_guided else {"outside": True}
-            outside["rung"] = "train" if named.plan.training.steps == 0 or not is_guided else "estimate"
-            session.study.enqueue_trial(
-                {} if "outside" in outside else named.params or {}, user_attrs=attributes | outside
-            )
+            trains = not is_guided or named.plan.training.steps == 0
+            attributes: dict[str, Any] = {"plan": named.plan.model_dump_json(), "origin": origin, "name": named.name}
+            attributes["rung"] = "train" if trains else "estimate"
+            params = None if is_guided else named.params
+            outside = {} if params is not None else {"outside": True}
+            session.study.enqueue_trial(params or {}, user_attrs=attributes | outside)
 
 
 def measure_test(session: Session) -> None:

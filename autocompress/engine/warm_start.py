@@ -1,0 +1,91 @@
+"""What a ladder begins with: the solver's own front, and what earlier runs of the same base have found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from autocompress.config import StudyConfig
+from autocompress.engine.guided import Guide, Targets
+from autocompress.engine.pareto import front
+from autocompress.engine.run_folder import RunFolder, read_candidates, run_config, write_json
+from autocompress.engine.space import NamedPlan
+from autocompress.errors import AutocompressError
+from autocompress.models import state_digest
+from autocompress.plan import DistillationSpec, TrainingSpec
+
+SPEEDUPS, FACTORS = (1.15, 1.8, 2.8), (1.3, 2.4)
+"""Targets of the solver's plans, in units of the easiest ones."""
+FRONT_MEMBERS = 6
+SECTIONS = ("model", "data", "task", "training", "space", "target")
+"""What two studies must share for the one to begin with what the other has found; seeds and limits may differ."""
+
+
+def solver_plans(guide: Guide) -> Iterator[NamedPlan]:
+    """Shrunken bases that the tables think best for a few targets."""
+    speedup, smaller = guide.easiest()
+    low, high = guide.bits_range()
+    section = guide.space.section
+    distillation = DistillationSpec(
+        alpha=min(max(0.9, section.alpha[0]), section.alpha[1]),
+        temperature=min(max(4.0, section.temperature[0]), section.temperature[1]),
+        hint_weight=section.hint_weight[0],
+        hidden_weight=section.hidden_weight[0],
+        relation_weight=section.relation_weight[0],
+    )
+    for faster in SPEEDUPS:
+        for factor in FACTORS:
+            targets = Targets(speedup * faster, smaller * factor, (low * high) ** 0.5)
+            name = f"solver, {targets.speedup:.1f}x faster and {targets.smaller:.1f}x smaller"
+            yield NamedPlan(name, guide.base_plan(targets, distillation, 0), None)
+
+
+def earlier_run(run: RunFolder, config: StudyConfig) -> RunFolder | None:
+    """A run beside this one of the same base, data and space that has shared weights; the one trained longest."""
+    own = state_digest(load_file(run.baseline / "weights.safetensors"))
+    found: list[tuple[float, RunFolder]] = []
+    for progress in run.root.parent.glob("*/shared/progress.json"):
+        other = RunFolder(progress.parent.parent)
+        if other.root.resolve() == run.root.resolve() or other.root.name.startswith("."):
+            continue
+        try:
+            same = all(getattr(run_config(other), name) == getattr(config, name) for name in SECTIONS)
+            if same and state_digest(load_file(other.baseline / "weights.safetensors")) == own:
+                seconds = sum(entry["seconds"] for entry in json.loads(progress.read_text(encoding="utf-8")).values())
+                found.append((seconds, other))
+        except (AutocompressError, OSError, ValueError):  # a run that is damaged or older lends nothing
+            continue
+    return max(found, key=lambda entry: entry[0])[1] if found else None
+
+
+def take_over_(run: RunFolder, other: RunFolder) -> None:
+    """Copy tables and shared weights of an earlier run; the time they took is not this run's."""
+    target, source = run.root / "shared", other.root / "shared"
+    shutil.copyfile(source / "tables.json", target / "tables.json")
+    for path in source.glob("*.safetensors"):
+        _copy(path, target / path.name)
+    record = json.loads((source / "progress.json").read_text(encoding="utf-8"))
+    write_json(target / "progress.json", {name: entry | {"seconds": 0.0} for name, entry in record.items()})
+
+
+def _copy(source: Path, target: Path) -> None:
+    partial = target.with_suffix(".partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def front_plans(other: RunFolder, base_digest: str) -> list[NamedPlan]:
+    """Plans on the front of an earlier run, to be estimated and trained by this one's rules."""
+    members = [c for c in front(read_candidates(other)) if c.plan.training.steps > 0][:FRONT_MEMBERS]
+    return [
+        NamedPlan(
+            f"trial {c.trial} of {other.root.name}",
+            c.plan.model_copy(update={"training": TrainingSpec(steps=c.plan.training.steps, start=base_digest)}),
+            None,
+        )
+        for c in members
+    ]
