@@ -33,6 +33,7 @@ from autocompress.compression.elastic import (
 )
 from autocompress.engine.run_folder import RunFolder, write_json
 from autocompress.engine.workers import exclusive
+from autocompress.errors import TrialFailed
 from autocompress.layers import call
 from autocompress.pipeline import Bench, build_member, build_network, float_state, score
 from autocompress.plan import DistillationSpec, Plan
@@ -106,16 +107,19 @@ class Shared:
             per_step = mine["seconds_per_step"]
             steps = max(FIRST_STEPS, int(seconds / per_step)) if per_step else FIRST_STEPS
             trained = time.perf_counter()
-            train_(
-                Elastic(shared, members, self.seed + int(mine["cycles"])),
-                self.bench.data,
-                self.bench.teacher,
-                TEACHING,
-                self._schedule(family, steps, int(mine["cycles"])),
-                self.bench.training.views,
-            )
+            try:
+                train_(
+                    Elastic(shared, members, self.seed + int(mine["cycles"])),
+                    self.bench.data,
+                    self.bench.teacher,
+                    TEACHING,
+                    self._schedule(family, steps, int(mine["cycles"])),
+                    self.bench.training.views,
+                )
+                self._keep(family, shared)
+            except TrialFailed:  # diverged: the next cycle, with other examples, starts from what is on disk
+                del self.weights[family]
             ended = time.perf_counter()
-            self._keep(family, shared)
             record[family] = {
                 "cycles": mine["cycles"] + 1,
                 "steps": mine["steps"] + steps,
