@@ -1,4 +1,4 @@
-"""Studies of texts and of numbers from the command line, from the first word to a verified export."""
+"""Studies of texts and of numbers from the command line, by the plain engine, from the first word to a verified export."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 TEXTS = """
 [study]
 name = "words"
+engine = "plain"
 trials = 12
 
 [model]
@@ -52,6 +53,7 @@ sequence_length = 12
 NUMBERS = """
 [study]
 name = "numbers"
+engine = "plain"
 trials = 4
 
 [model]

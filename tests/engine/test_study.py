@@ -1,4 +1,4 @@
-"""The whole search at a small size: what it promises about plans, files, interruptions and failures."""
+"""The whole search at a small size, by the plain engine: what it promises about plans, files, interruptions and failures."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ SITTING_S = 0.2
 STUDY = f"""
 [study]
 name = "tiny"
+engine = "plain"
 trials = 8
 seed = 3
 [model]

@@ -1,0 +1,134 @@
+"""What a cheap score says of a trained file is learnt from those that were trained."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autocompress.candidate import Accuracy, Candidate, Estimate, Measurement, Origin, State
+from autocompress.engine.expectation import (
+    KEPT_SHARE,
+    Expectation,
+    can_go_on,
+    drop_after,
+    fit_expectation,
+    trained_seconds,
+)
+from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
+
+TOTAL = 100_000
+
+
+def pair(
+    number: int, shared: float, trained: float, family: str = "base", origin: Origin = Origin.PROMOTED
+) -> list[Candidate]:
+    """An estimate and the file that it was promoted to."""
+    plan = Plan(architecture=ArchitectureSpec(family=family), training=TrainingSpec(steps=50))
+    estimate = Estimate(
+        size_ratio=0.1, latency_ratio=0.1, divergence=0.1, shared_drop_points=shared, drop_points=shared
+    )
+    lost = round(trained * TOTAL / 100)
+    validation = Accuracy(correct=TOTAL - lost, total=TOTAL, lost=max(0, lost), gained=max(0, -lost))
+    measurement = Measurement(size_bytes=1, compressed_bytes=1, size_ratio=0.1, validation=validation)
+    return [
+        Candidate(trial=2 * number, origin=Origin.SAMPLED, state=State.ESTIMATED, plan=plan, estimate=estimate),
+        Candidate(
+            trial=2 * number + 1, origin=origin, state=State.COMPLETE, plan=plan, parent=2 * number,
+            measurement=measurement, stage_seconds={"train": 10.0},
+        ),
+    ]  # fmt: skip
+
+
+def pairs(count: int, share: float, offset: float, of_space: float = 0.0, families: str = "base") -> list[Candidate]:
+    draw, names, found = random.Random(0), families.split(), []
+    for number in range(count):
+        family, shared = names[number % len(names)], draw.uniform(0.0, 15.0)
+        trained = share * shared + offset + (of_space if family == "space" else 0.0) + draw.gauss(0.0, 0.1)
+        found += pair(number, shared, trained, family)
+    return found
+
+
+def test_without_pairs_a_part_of_the_drop_is_expected_to_stay() -> None:
+    expectation = fit_expectation([])
+    assert expectation == Expectation(KEPT_SHARE, 0.0, 0.0)
+    assert expectation.drop_points(4.0, "base") == expectation.drop_points(4.0, "space") == 4.0 * KEPT_SHARE
+
+
+@pytest.mark.parametrize(("share", "offset"), [(0.2, 0.3), (0.8, -0.5), (0.5, 2.0)])
+def test_a_line_is_found_again_from_many_pairs(share: float, offset: float) -> None:
+    found = fit_expectation(pairs(200, share, offset))
+    assert found.share == pytest.approx(share, abs=0.05)
+    assert found.offset == pytest.approx(offset, abs=0.25)
+    for shared in (0.0, 5.0, 12.0):
+        assert found.drop_points(shared, "base") == pytest.approx(share * shared + offset, abs=0.3)
+
+
+def test_each_family_has_an_offset_of_its_own() -> None:
+    found = fit_expectation(pairs(200, 0.4, 0.2, of_space=3.0, families="base space"))
+    assert found.drop_points(5.0, "space") - found.drop_points(5.0, "base") == pytest.approx(3.0, abs=0.3)
+
+
+def test_a_few_pairs_move_the_prior_only_a_little() -> None:
+    few, many = (fit_expectation(pairs(count, 0.1, 0.0)).share for count in (1, 60))
+    assert KEPT_SHARE > few > many > 0.05
+
+
+def test_a_greater_drop_never_promises_a_smaller_one() -> None:
+    assert fit_expectation(pairs(50, -2.0, 10.0)).share >= 0.0
+
+
+def test_only_promoted_estimates_are_pairs() -> None:
+    others = pair(0, 4.0, 9.0, origin=Origin.CONTINUED)
+    unmeasured = [c.model_copy(update={"measurement": None}) for c in pair(1, 4.0, 9.0)]
+    orphan = pair(2, 4.0, 9.0)[1:]
+    assert fit_expectation([*others, *unmeasured, *orphan]) == Expectation(KEPT_SHARE, 0.0, 0.0)
+
+
+def test_trained_networks_with_other_bits_are_no_pairs() -> None:
+    estimate, file = pair(5, 4.0, 9.0)
+    with_parent = estimate.model_copy(update={"parent": 3, "origin": Origin.MUTATED})
+    assert fit_expectation([with_parent, file]) == Expectation(KEPT_SHARE, 0.0, 0.0)
+
+
+# Training on
+
+
+@given(st.floats(0.01, 20.0), st.floats(0.0, 1000.0), st.lists(st.floats(0.0, 5000.0), min_size=2, max_size=6))
+def test_longer_training_leaves_less(drop: float, spent: float, more: list[float]) -> None:
+    left = [drop_after(drop, spent, seconds) for seconds in sorted(more)]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(left))
+    assert all(0.0 < value <= drop for value in left)
+
+
+@given(st.floats(-5.0, 20.0), st.floats(0.0, 1000.0))
+def test_no_training_changes_nothing(drop: float, spent: float) -> None:
+    assert drop_after(drop, spent, 0.0) == pytest.approx(drop)
+
+
+def test_the_longer_the_training_behind_the_less_the_same_time_brings() -> None:
+    gains = [5.0 - drop_after(5.0, spent, 60.0) for spent in (10.0, 60.0, 600.0)]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] > 2 * gains[2] > 0
+
+
+def test_what_is_better_than_the_base_stays_so() -> None:
+    assert drop_after(-0.5, 10.0, 100.0) == -0.5
+
+
+def test_training_counts_with_that_of_all_ancestors() -> None:
+    estimate, file = pair(0, 4.0, 1.0)
+    later = file.model_copy(update={"trial": 7, "parent": 1, "stage_seconds": {"train": 32.0, "export": 9.0}})
+    candidates = [estimate, file, later]
+    assert [trained_seconds(c, candidates) for c in candidates] == [0.0, 10.0, 42.0]
+
+
+def test_only_a_trained_file_within_its_limits_can_go_on() -> None:
+    estimate, file = pair(0, 4.0, 1.0)
+    untrained = file.model_copy(update={"plan": Plan()})
+    slow = file.model_copy(update={"violations": {"min_speedup": 0.2, "max_accuracy_drop": -1.0}})
+    inexact = file.model_copy(update={"violations": {"min_speedup": -0.2, "max_accuracy_drop": 1.0}})
+    assert [can_go_on(c) for c in (estimate, file, untrained, slow, inexact)] == [False, True, False, False, True]

@@ -1,0 +1,267 @@
+"""Which candidates climb: what adds most goes first, and nothing climbs twice."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocompress.candidate import Accuracy, Candidate, Estimate, Latency, Measurement, Origin, State
+from autocompress.engine.pareto import REFERENCE_POINT, ObjectiveVector
+from autocompress.engine.promotion import (
+    LEAST_ESTIMATES,
+    climbing_order,
+    hoped_for,
+    knee_points,
+    leaves,
+    next_to_polish,
+    next_to_promote,
+    next_to_train_on,
+    objectives,
+)
+from autocompress.plan import Plan, PruningSpec, TrainingSpec
+
+grid = st.tuples(st.integers(-4, 12), st.integers(-12, 2), st.integers(-12, 2))
+points_of = st.lists(grid.map(lambda p: (p[0] / 4, p[1] / 4, p[2] / 4)), min_size=1, max_size=7)
+SHORT, SECONDS = 15.0, 60.0
+
+
+def plan_of(trial: int, steps: int = 300) -> Plan:
+    """Each trial's decisions are its own."""
+    return Plan(pruning=PruningSpec(ratios={"layer": trial / 1000}), training=TrainingSpec(steps=steps))
+
+
+def estimated(
+    trial: int, drop: float | None, size: float = 0.1, latency: float = 0.1, parent: int | None = None
+) -> Candidate:
+    estimate = Estimate(
+        size_ratio=size, latency_ratio=latency, divergence=drop, shared_drop_points=drop, drop_points=drop
+    )
+    plan = plan_of(trial)
+    origin = Origin.SAMPLED if parent is None else Origin.MUTATED
+    return Candidate(trial=trial, origin=origin, state=State.ESTIMATED, plan=plan, estimate=estimate, parent=parent)
+
+
+def trained(
+    trial: int, drop: float, size: float = 0.1, latency: float = 0.1, *, parent: int | None = None,
+    origin: Origin = Origin.PROMOTED, state: State = State.COMPLETE, steps: int = 300, seconds: float = 10.0,
+    violations: dict[str, float] | None = None,
+) -> Candidate:  # fmt: skip
+    lost = round(drop * 100)
+    measurement = Measurement(
+        size_bytes=round(1e6 * size), compressed_bytes=1, size_ratio=size,
+        latency=Latency(latency_ms=latency, p90_ms=latency, baseline_ms=1, ratio=latency, ratio_low=latency, ratio_high=latency),
+        validation=Accuracy(correct=9000 - lost, total=10_000, lost=max(lost, 0), gained=max(-lost, 0)),
+    )  # fmt: skip
+    return Candidate(
+        trial=trial, origin=origin, state=state, parent=parent, plan=plan_of(trial, steps),
+        measurement=measurement if state is State.COMPLETE else None, violations=violations or {},
+        stage_seconds={"train": seconds},
+    )  # fmt: skip
+
+
+def crowd(count: int, seed: int = 0, first: int = 0) -> list[Candidate]:
+    draw = random.Random(seed)
+    return [
+        estimated(first + n, draw.uniform(0.2, 2.5), draw.uniform(0.05, 0.3), draw.uniform(0.05, 0.3))
+        for n in range(count)
+    ]
+
+
+# The order
+
+
+def dominates(one: ObjectiveVector, other: ObjectiveVector) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
+
+
+def rank_of(point: ObjectiveVector, points: list[ObjectiveVector]) -> int:
+    left, rank = list(points), 0
+    while any(dominates(other, point) for other in left):
+        left = [p for p in left if any(dominates(other, p) for other in left)]
+        rank += 1
+    return rank
+
+
+def volume(points: list[ObjectiveVector]) -> float:
+    """Of the union of boxes up to the reference point, cell by cell."""
+    axes = [sorted({min(p[k], REFERENCE_POINT[k]) for p in points} | {REFERENCE_POINT[k]}) for k in range(3)]
+    total = 0.0
+    for cell in itertools.product(*(itertools.pairwise(axis) for axis in axes)):
+        low = tuple(side[0] for side in cell)
+        if any(all(a <= b for a, b in zip(p, low, strict=True)) for p in points):
+            total += math.prod(side[1] - side[0] for side in cell)
+    return total
+
+
+@settings(max_examples=60)
+@given(points_of, st.lists(points_of.map(lambda p: p[0]), max_size=4))
+def test_the_order_is_by_what_is_added_and_then_by_rank(
+    points: list[ObjectiveVector], taken: list[ObjectiveVector]
+) -> None:
+    order = climbing_order(points, taken)
+    assert sorted(order) == list(range(len(points)))
+    added = [volume([*taken, point]) - volume(taken) for point in points]
+    rank = [rank_of(point, points) for point in points]
+    for earlier, later in itertools.pairwise(order):
+        assert added[earlier] >= added[later] - 1e-9
+        if max(added[earlier], added[later]) == 0:
+            assert (rank[earlier], points[earlier][0]) <= (rank[later], points[later][0])
+
+
+@settings(max_examples=40)
+@given(points_of)
+def test_no_point_comes_before_one_that_dominates_it_where_both_add_something(points: list[ObjectiveVector]) -> None:
+    place = {k: n for n, k in enumerate(climbing_order(points, []))}
+    for one, other in itertools.permutations(range(len(points)), 2):
+        if dominates(points[one], points[other]) and volume([points[other]]) > 0:
+            inside = all(a < b for a, b in zip(points[one], REFERENCE_POINT, strict=True))
+            assert not inside or volume([points[one]]) <= volume([points[other]]) or place[one] < place[other]
+
+
+def test_a_twin_of_what_is_taken_comes_last() -> None:
+    taken = [(1.0, -2.0, -2.0)]
+    points = [(1.0, -2.0, -2.0), (2.9, -2.1, -0.1), (0.5, -1.0, -1.0)]
+    assert climbing_order(points, taken)[-1] == 0
+
+
+def test_nothing_has_no_order() -> None:
+    assert climbing_order([], [(1.0, -1.0, -1.0)]) == []
+
+
+# Promotion
+
+
+def test_too_few_estimates_are_left_waiting() -> None:
+    assert next_to_promote(crowd(LEAST_ESTIMATES - 1), set(), SHORT, SECONDS) is None
+    assert next_to_promote(crowd(LEAST_ESTIMATES), set(), SHORT, SECONDS) is not None
+
+
+def test_what_the_tables_dropped_does_not_wait() -> None:
+    dropped = [estimated(100 + n, None) for n in range(LEAST_ESTIMATES)]
+    assert next_to_promote([*crowd(LEAST_ESTIMATES - 1), *dropped], set(), SHORT, SECONDS) is None
+
+
+def test_each_estimate_is_promoted_once() -> None:
+    candidates, busy, taken = crowd(LEAST_ESTIMATES + 3), set[int](), []
+    while (parent := next_to_promote(candidates, busy, SHORT, SECONDS)) is not None:
+        taken.append(parent.trial)
+        if len(taken) % 2:
+            busy.add(parent.trial)
+        else:  # one that fails has had its turn as well
+            candidates.append(trained(100 + len(taken), 0.0, parent=parent.trial, state=State.FAILED))
+    assert len(taken) == len(set(taken)) == 4
+
+
+def test_decisions_that_were_trained_are_not_promoted_again() -> None:
+    waiting = crowd(LEAST_ESTIMATES + 1)
+    first = next_to_promote(waiting, set(), SHORT, SECONDS)
+    assert first is not None
+    twin = waiting[0 if first.trial else 1].model_copy(update={"plan": first.plan.model_copy(update={"seed": 9})})
+    others = [twin if c.trial == twin.trial else c for c in waiting]
+    second = next_to_promote([*others, estimated(70, 1.0, 0.2)], {first.trial}, SHORT, SECONDS)
+    assert second is not None and second.plan.pruning != first.plan.pruning
+    assert next_to_promote(others, {first.trial}, SHORT, SECONDS) is None  # of the nine two are trained
+
+
+def test_an_estimate_like_a_trained_file_is_not_the_next() -> None:
+    """Of two neighbours one is enough."""
+    twins = [estimated(n, 1.0, 0.05, 0.05) for n in range(LEAST_ESTIMATES)]
+    other = estimated(50, 1.0, 0.2, 0.03)
+    file = trained(60, 0.3, 0.05, 0.05, parent=0)
+    parent = next_to_promote([*twins, other, file], set(), SHORT, SECONDS)
+    assert parent is not None and parent.trial == 50
+
+
+def test_an_estimate_with_other_bits_takes_nothing_from_its_parent() -> None:
+    file = trained(20, 0.5)
+    same = estimated(21, 0.6, 0.08, parent=20)
+    assert leaves([file, same]) == [file]
+    found = next_to_train_on([file, same], set(), SECONDS)
+    assert found is not None and found.trial == 20
+
+
+# Training on
+
+
+def test_what_can_be_trained_away_is_trained_on() -> None:
+    """A drop that is halved adds more where it is large and the file is small."""
+    near, small = trained(0, 0.05, 0.2, 0.2), trained(1, 2.0, 0.05, 0.05)
+    found = next_to_train_on([near, small], set(), SECONDS)
+    assert found is not None and found.trial == 1
+
+
+@pytest.mark.parametrize(
+    "unable",
+    [
+        trained(0, 1.0, state=State.FAILED),
+        trained(0, 1.0, steps=0),
+        trained(0, 1.0, violations={"min_speedup": 0.1}),
+        estimated(0, 1.0),
+    ],
+)
+def test_what_cannot_be_trained_on_is_not(unable: Candidate) -> None:
+    assert next_to_train_on([unable], set(), SECONDS) is None
+
+
+def test_a_drop_beyond_its_limit_may_be_trained_away() -> None:
+    hopeful = trained(0, 2.0, violations={"max_accuracy_drop": 1.0})
+    assert next_to_train_on([hopeful], set(), SECONDS) == hopeful
+
+
+def test_each_file_is_trained_on_once() -> None:
+    first = trained(0, 1.0)
+    second = trained(1, 0.8, parent=0, origin=Origin.CONTINUED)
+    found = next_to_train_on([first, second], set(), SECONDS)
+    assert found is not None and found.trial == 1
+    assert next_to_train_on([first, second], {1}, SECONDS) is None
+    assert leaves([first, second]) == [second]
+
+
+def test_hopes_shrink_with_the_training_behind() -> None:
+    first = trained(0, 1.0, seconds=10.0)
+    long_trained = trained(1, 1.0, seconds=500.0)
+    drop, size, latency = hoped_for(first, [first, long_trained], SECONDS)
+    assert drop < hoped_for(long_trained, [first, long_trained], SECONDS)[0] < 1.0
+    assert (size, latency) == pytest.approx((math.log(0.1), math.log(0.1)))
+
+
+# Polishing
+
+
+def test_knees_are_what_the_front_would_miss_most() -> None:
+    knee = trained(0, 0.5, 0.05, 0.05)
+    neighbours = [trained(1, 0.45, 0.052, 0.052), trained(2, 2.9, 0.049, 0.05)]
+    whole = trained(3, 0.0, 0.9, 0.9, steps=0)
+    found = knee_points([knee, *neighbours, whole], 3)
+    assert whole not in found
+    points = {c.trial: objectives(c) for c in [knee, *neighbours, whole]}
+    loss = {
+        trial: volume([p for p in points.values() if p]) - volume([p for t, p in points.items() if p and t != trial])
+        for trial in points
+    }
+    assert [c.trial for c in found] == sorted((0, 1, 2), key=lambda trial: -loss[trial])
+
+
+def test_each_knee_is_polished_once_and_then_nothing() -> None:
+    files = [trained(n, 0.5 + n, 0.2 / (n + 1), 0.2 / (n + 1)) for n in range(3)]
+    busy: set[int] = set()
+    for _ in range(2):
+        found = next_to_polish(files, busy, 2)
+        assert found is not None and found.trial not in busy
+        busy.add(found.trial)
+    assert next_to_polish(files, busy, 2) is None
+
+
+# Objectives
+
+
+def test_objectives_are_measured_or_estimated_or_none() -> None:
+    assert objectives(estimated(0, 1.5, 0.2, 0.3)) == pytest.approx((1.5, math.log(0.2), math.log(0.3)))
+    assert objectives(trained(0, 1.5, 0.2, 0.3)) == pytest.approx((1.5, math.log(0.2), math.log(0.3)))
+    assert objectives(estimated(0, None)) is None
+    assert objectives(trained(0, 1.0, state=State.FAILED)) is None
