@@ -105,8 +105,17 @@ def make_member(
     parts = {}
     for name, parameter in structure.named_parameters():
         parts[name] = Part(tuple(parameter.shape), positions.get(name, (None, None)), bits.get(name))
-        _set_parameter_(structure, name, nn.Parameter(torch.empty_like(parameter, device="meta")))
+    _forget_values_(structure)
     return Member(structure, parts)
+
+
+def _forget_values_(network: nn.Module) -> None:
+    """Leave only the shapes of a network's parameters; what was tied stays tied."""
+    empty: dict[int, nn.Parameter] = {}
+    for name, parameter in list(network.named_parameters(remove_duplicate=False)):
+        if id(parameter) not in empty:
+            empty[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"))
+        _set_parameter_(network, name, empty[id(parameter)])
 
 
 def _weight_of(network: nn.Module, layer: str) -> str:

@@ -185,6 +185,23 @@ def kept_units(
     return found
 
 
+def unit_multiples(
+    model: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], multiple: int, inner: Mapping[str, InnerWidth]
+) -> dict[str, int]:
+    """Of what multiple the units are that stay in each group: heads one by one, channels also evenly over the groups
+    of convolutions.
+    """
+    modules, graph = dict(model.named_modules()), None
+    found = {}
+    for name in names:
+        if name in inner:
+            found[name] = multiple if inner[name].size == 1 else 1
+        else:
+            graph = graph or _graph(model, inputs)
+            found[name] = math.lcm(multiple, _convolution_groups(_group_of(graph, modules[name], None)))
+    return found
+
+
 def with_units(
     model: nn.Module,
     inputs: tuple[Tensor, ...],

@@ -73,6 +73,14 @@ class Guide:
     baseline: Measurement
     bit_errors: BitErrors
 
+    @property
+    def stage_kinds(self) -> tuple[str, ...]:
+        """Kinds of decisions that :meth:`suggest_plan` draws by level: those of a model space."""
+        if self.space.model_space is None:
+            return ()
+        pruned = any(self.space.section.model_space_sparsity)
+        return ("architecture", *(SPARSITY_KINDS.values() if pruned else ()))
+
     def suggest_plan(self, draw: Draw, number: int) -> Plan:
         """Draw one plan; ``number`` is the trial's, and only seeds the plan."""
         family = draw.family(self.space.families())

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from safetensors.torch import load_file
 
 from autocompress.analysis import Analysis
@@ -29,7 +29,14 @@ from autocompress.engine.limits import describe_broken, latency_violations, size
 from autocompress.engine.mutation import mutated
 from autocompress.engine.pareto import hypervolume
 from autocompress.engine.prediction import Predictor, make_predictor
-from autocompress.engine.promotion import climbing_order, next_to_polish, next_to_promote, next_to_train_on, objectives
+from autocompress.engine.promotion import (
+    LEAST_ESTIMATES,
+    climbing_order,
+    next_to_polish,
+    next_to_promote,
+    next_to_train_on,
+    objectives,
+)
 from autocompress.engine.run_folder import read_candidates, write_json
 from autocompress.engine.samplers import make_sampler
 from autocompress.engine.session import Session, running_trials
@@ -52,13 +59,16 @@ MUTATE_FROM = 0.4
 LENGTHS = {"share": 0.15, "promote": 0.08, "train_on": 0.25}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
+LONGER = 3
+"""Times the steps before, for a training that goes on where only trials are counted."""
 LINEAGES = 3
 """Candidates that the long training to come is expected to be spent on: what they may reach with it decides."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 LEAST_CYCLES = 3
+STALE = 24
 POOL = 12
-TRAILING_SHARE = 1 / 3
+TRAILING_SHARE = 1 / 6
 LENIENT_REFERENCE = (50.0, 0.0, 0.0)
 """Where families are compared before any member is near the base."""
 SLACK = 0.05
@@ -86,6 +96,8 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
     space, bench = session.space, session.bench
     if not analysis.groups and not analysis.runs and space.model_space is None:
         return "the model has no prunable group and no removable block"
+    if session.config.training.steps == 0:
+        return "training.steps = 0 trains nothing"
     shared = Shared(bench, session.run, session.config.study.seed)
     shared.folder.mkdir(exist_ok=True)
     path = shared.folder / "tables.json"
@@ -156,26 +168,27 @@ def climb(ladder: Ladder) -> bool:
     with exclusive(session.run.root / "ask.lock"):
         running = running_trials(session)
         done = sum(c.state is not State.ESTIMATED for c in candidates)
-        progress = session.progress(done + sum(t.user_attrs.get("rung") != "estimate" for t in running))
+        progress = session.progress(done + sum(t.user_attrs.get("rung") == "train" for t in running))
         if progress >= 1.0:
             return False
         waiting = session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         estimates_next = bool(waiting) and waiting[0].user_attrs.get("rung") == "estimate"
-        too_early = estimates_next and progress < SHARED_UNTIL and _is_cold(ladder)
+        too_early = estimates_next and _is_cold(ladder)
         trial = _ask(session) if waiting and not too_early else None
     if trial is None:
         for action in _in_order_of_need(ladder, candidates, progress):
-            if action == "share" and progress < SHARED_UNTIL:
+            if action == "share" and (progress < SHARED_UNTIL or _is_cold(ladder)):
                 return _share(ladder, candidates)
-            if action == "estimate" and not _nearly_over(session):
+            if action == "estimate" and not _nearly_over(session) and not _is_exhausted(ladder, candidates):
                 trial = _new_estimate(ladder, candidates, progress)
             elif action in LEAST_STEPS:
-                trial = _enqueue_training(ladder, candidates, running, action)
+                trial = _enqueue_training(ladder, action)
             if trial is not None:
                 break
     if trial is None:
         return False
-    make = make_file if trial.user_attrs.get("rung") == "train" else lambda s, c, t: _estimate(ladder, s, c, t)
+    trains = trial.user_attrs.get("rung") == "train"  # what the sampler draws has none, and is estimated
+    make = make_file if trains else lambda s, c, t: _estimate(ladder, s, c, t)
     candidate = attempt(session, trial, make)
     finished = read_candidates(session.run)
     done = sum(c.state is not State.ESTIMATED for c in finished)
@@ -197,6 +210,14 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
     }
     total = sum(spent.values())
     return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+
+
+def _is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
+    """Whether, where only trials are counted, plan after plan was estimated and none was new enough to be trained."""
+    if ladder.session.config.study.timeout_s is not None:
+        return False
+    recent = sorted(candidates, key=lambda c: c.trial)[-STALE:]
+    return len(recent) == STALE and all(c.state is State.ESTIMATED for c in recent)
 
 
 def _is_cold(ladder: Ladder) -> bool:
@@ -232,7 +253,7 @@ def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
 
 
 def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate]) -> str:
-    """The family that leads by the hypervolume of its scores; one that trails gets a quarter of the time."""
+    """The family that leads by the hypervolume of its scores; one that trails gets a small part of the time."""
     record = ladder.shared.record()
     seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
 
@@ -302,9 +323,7 @@ def _new_estimate(ladder: Ladder, candidates: Sequence[Candidate], progress: flo
                 attributes = {"plan": plan.model_dump_json(), "origin": "mutated", "rung": "estimate", "outside": True}
                 attributes |= {} if parent is None else {"parent": parent.trial}
                 session.study.enqueue_trial({}, user_attrs=attributes)
-        trial = _ask(session)
-        trial.set_user_attr("rung", "estimate")
-    return trial
+        return _ask(session)
 
 
 def _estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.Trial) -> Result:
@@ -351,26 +370,38 @@ def _beyond(ladder: Ladder, plan: Plan) -> tuple[str, Estimate, dict[str, float]
 # --- training
 
 
-def _enqueue_training(
-    ladder: Ladder, candidates: Sequence[Candidate], running: Sequence[FrozenTrial], action: str
-) -> optuna.Trial | None:
+def _enqueue_training(ladder: Ladder, action: str) -> optuna.Trial | None:
     """Enqueue the candidate that climbs, and ask for it; None if there is none or no time."""
     session = ladder.session
+    with exclusive(session.run.root / "ask.lock"):
+        attributes = _climber(ladder, read_candidates(session.run), action)
+        if attributes is None:
+            return None
+        session.study.enqueue_trial({}, user_attrs=attributes)
+        return _ask(session)
+
+
+def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> dict[str, Any] | None:
+    """What to train next, as the attributes of a trial, with the weights that it starts from on disk."""
+    session = ladder.session
     seconds = _seconds(ladder, action)
+    states = (TrialState.RUNNING, TrialState.WAITING)
+    running = session.study.get_trials(deepcopy=False, states=states)
     busy = {
         int(t.user_attrs["parent"]) for t in running if t.user_attrs.get("rung") == "train" and "parent" in t.user_attrs
     }
     horizon = max(seconds, _seconds_to_come(session) / LINEAGES)
     if action == "promote":
-        parent = next_to_promote(candidates, busy, seconds, horizon)
+        least = 1 if _is_exhausted(ladder, candidates) else LEAST_ESTIMATES
+        parent = next_to_promote(candidates, busy, seconds, horizon, least)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
         parent = next_to_train_on(candidates, busy, horizon)
     if parent is None:
         return None
-    steps = _steps(ladder, candidates, parent.plan, seconds)
-    if steps < LEAST_STEPS[action]:
+    steps = _steps(ladder, candidates, parent.plan, seconds, action)
+    if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
         return None
     origin = Origin.PROMOTED if action == "promote" else Origin.CONTINUED
     start = session.run.checkpoint(parent.trial)
@@ -383,10 +414,7 @@ def _enqueue_training(
         "plan": parent.plan.model_copy(update=update).model_dump_json(),
         "origin": origin.value,
     }
-    attributes |= {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
-    with exclusive(session.run.root / "ask.lock"):
-        session.study.enqueue_trial({}, user_attrs=attributes)
-        return _ask(session)
+    return attributes | {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
 
 
 def _seconds_to_come(session: Session) -> float:
@@ -395,10 +423,12 @@ def _seconds_to_come(session: Session) -> float:
     return 0.0 if timeout is None else SHARES["train_on"] * max(0.0, timeout - session.elapsed_s())
 
 
-def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float) -> int:
-    """Steps that fit into so many seconds, at the speed of what was trained before; the study's where time is free."""
+def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float, action: str) -> int:
+    """Steps that fit into so many seconds, at the speed of what was trained before; multiples of the study's where
+    time is free.
+    """
     if ladder.session.config.study.timeout_s is None:
-        return plan.training.steps
+        return plan.training.steps * (1 if action == "promote" else LONGER)
     rates = [
         c.stage_seconds["train"] / c.plan.training.steps / ladder.predictor.macs(c.plan)
         for c in candidates

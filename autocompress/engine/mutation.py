@@ -63,7 +63,9 @@ def _other_bits(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:
     if len(options) < 2 or not layers:
         return None
     name = rng.choice(sorted(layers))
-    own = [option.for_layer(layers[name]) for option in options]
+    own = list(dict.fromkeys(option.for_layer(layers[name]) for option in options))
+    if len(own) < 2:
+        return None
     precisions[name] = _neighbour(own, precisions.get(name, own[0]), rng)
     return plan.model_copy(update={"quantization": QuantizationSpec(precisions=precisions)})
 

@@ -91,10 +91,11 @@ class Predictor:
         lengths: dict[str, dict[int, int]] = {}
         for group, ratio in ratios.items():
             gone = self.tables.units_gone(group, ratio)
-            for layer, axes in self.tables.narrowed.get(group, {}).items():
+            shortened = self.tables.narrowed.get(group, {})
+            for layer, axes in ((name, axes) for name, axes in shortened.items() if name in self.tables.shapes):
                 for axis, channels in axes.items():
                     own = lengths.setdefault(layer, {})
-                    own[axis] = own.get(axis, self.tables.shapes[layer][axis]) - gone * channels
+                    own[axis] = own.get(axis, self.tables.shapes[layer][axis]) - round(gone * channels)
         return lengths
 
     def _narrowed(
@@ -103,6 +104,8 @@ class Predictor:
         own = lengths.get(operator.layer) if operator.layer else None
         if own is None:
             return operator
+        if operator.name == "embedding":
+            return operator.resized(out_channels=own.get(1))
         out = axes[operator.layer]
         inside = own.get(1 - out)
         if inside is not None:

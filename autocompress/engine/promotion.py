@@ -35,7 +35,9 @@ def climbing_order(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveV
     return sorted(contenders, key=lambda k: (-added[k], rank[k], points[k][0]))
 
 
-def next_to_promote(candidates: Sequence[Candidate], busy: set[int], short: float, seconds: float) -> Candidate | None:
+def next_to_promote(
+    candidates: Sequence[Candidate], busy: set[int], short: float, seconds: float, least: int = LEAST_ESTIMATES
+) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
 
     Args:
@@ -43,11 +45,12 @@ def next_to_promote(candidates: Sequence[Candidate], busy: set[int], short: floa
         short: seconds of the training that a newcomer gets.
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
+        least: estimates that must wait.
     """
     gone = _climbed(candidates, busy)
     trained = {_decisions(c) for c in candidates if c.trial in gone or c.state is State.COMPLETE}
     waiting = [c for c in candidates if _waits(c) and c.trial not in gone and _decisions(c) not in trained]
-    if len(waiting) < LEAST_ESTIMATES:
+    if len(waiting) < least:
         return None
     taken = [hoped_for(c, candidates, seconds) for c in leaves(candidates)]
     points = [_estimated(c, candidates, short, seconds) for c in waiting]

@@ -34,6 +34,9 @@ STUDY_NAME = "autocompress"
 class SuggestsPlans(Protocol):
     """What turns the variables of a trial into a plan: the space itself, or the ladder's guide."""
 
+    @property
+    def stage_kinds(self) -> tuple[str, ...]: ...
+
     def suggest_plan(self, draw: Draw, number: int) -> Plan: ...
 
 

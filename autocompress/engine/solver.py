@@ -6,14 +6,20 @@ solved by HiGHS in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array, csr_array, vstack
+from scipy.sparse import coo_array, csr_array
 
+Vector = NDArray[np.float64]
 GAP = 1e-3
 """Relative distance from the optimum at which the solver may stop: errors in a table are no more exact."""
 TIME_LIMIT_S = 2.0
@@ -53,17 +59,34 @@ def solve(units: Sequence[Sequence[Option]], max_size_bytes: float, max_latency_
     # one slack for each target, in units of the largest entry
     rows = np.hstack([resources / scale[:, None], -np.eye(2)])
     choose = csr_array(np.hstack([one_each.toarray(), np.zeros((len(units), 2))]))
+    with _quiet_stdout():
+        solution = _solve_programme(error, rows, choose, targets / scale, len(flat))
+    if solution is None:
+        raise AssertionError("every unit has an option and targets may be exceeded")
+    starts = np.cumsum([0, *(len(options) for options in units)])
+    return [int(solution[a:b].argmax()) for a, b in itertools.pairwise(starts)]
+
+
+def _solve_programme(error: Vector, rows: Vector, choose: Any, targets: Vector, options: int) -> Vector | None:
     solution = milp(
         np.concatenate([error, np.full(2, EXCESS)]),
-        constraints=[
-            LinearConstraint(choose, 1, 1),
-            LinearConstraint(vstack([csr_array(rows)]), -np.inf, targets / scale),
-        ],
-        integrality=np.concatenate([np.ones(len(flat)), np.zeros(2)]),
-        bounds=Bounds(0, np.concatenate([np.ones(len(flat)), np.full(2, np.inf)])),
-        options={"presolve": False, "mip_rel_gap": GAP, "time_limit": TIME_LIMIT_S},
+        constraints=[LinearConstraint(choose, 1, 1), LinearConstraint(csr_array(rows), -np.inf, targets)],
+        integrality=np.concatenate([np.ones(options), np.zeros(2)]),
+        bounds=Bounds(0, np.concatenate([np.ones(options), np.full(2, np.inf)])),
+        options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT_S},
     )
-    if solution.x is None:
-        raise AssertionError(f"every unit has an option and targets may be exceeded: {solution.message}")
-    starts = np.cumsum([0, *(len(options) for options in units)])
-    return [int(solution.x[a:b].argmax()) for a, b in itertools.pairwise(starts)]
+    return None if solution.x is None else np.asarray(solution.x)
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """HiGHS now and then writes a line of its own debugging to the process's standard output, past Python."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -30,6 +30,8 @@ from autocompress.plan import (
 STAGES = 4
 SPARSITY_KINDS = {"channels": "sparsity", "heads": "heads", "mlp": "mlp"}
 """What each kind of group is called among the variables: each has a centre of its own."""
+STAGE_KINDS = ("architecture", *SPARSITY_KINDS.values(), "precision", "embedding")
+"""Kinds of decisions of which a fixed-length parametrisation has a variable for each stage."""
 _RESOLUTION = 60
 """Levels of a stage variable; divisible by every usual number of options."""
 
@@ -91,11 +93,11 @@ class PerLayer:
 class PerStage:
     """A fixed list of variables: a family, and one per kind of decision and stage of depth."""
 
-    def __init__(self, trial: Suggests) -> None:
+    def __init__(self, trial: Suggests, kinds: Sequence[str] = STAGE_KINDS) -> None:
         self._trial = trial
         self._stages = {
             (kind, stage): trial.suggest_int(f"{kind}.{stage}", 0, _RESOLUTION - 1)
-            for kind in ("architecture", *SPARSITY_KINDS.values(), "precision", "embedding")
+            for kind in kinds
             for stage in range(STAGES)
         }
 
@@ -129,6 +131,11 @@ class Space:
     axes: Axes = ()
     model_space: ModelSpace | None = None
     _members: dict[str, tuple[tuple[Layer, ...], tuple[ChannelGroup, ...]]] = field(default_factory=dict)
+
+    @property
+    def stage_kinds(self) -> tuple[str, ...]:
+        """Kinds of decisions that :meth:`suggest_plan` draws by level."""
+        return STAGE_KINDS
 
     def families(self) -> list[str]:
         """Families of this study."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.analysis import Analysis, ChannelGroup, divergence
 from autocompress.compression.elastic import fake_quantize
-from autocompress.compression.pruning import kept_channels, kept_units, with_units
+from autocompress.compression.pruning import kept_channels, kept_units, unit_multiples, with_units
 from autocompress.config import SpaceSection
 from autocompress.layers import call
 from autocompress.pipeline import Bench
@@ -33,7 +33,8 @@ class Tables(BaseModel):
         layers: error of each layer's weights in so many bits.
         ratios: pruning ratio at which each group was measured.
         groups: error of each group at this ratio.
-        narrowed: for each group, the axes of the layers' weights that it shortens, with the channels a unit has.
+        narrowed: for each group, the axes of the layers' weights that it shortens, with the channels a unit has (less
+            than one where they lie in groups of a convolution).
         shapes: of each layer's weight.
         units: how many units each group has, and of what multiple the ones that stay are.
     """
@@ -44,7 +45,7 @@ class Tables(BaseModel):
     layers: dict[str, float]
     ratios: dict[str, float]
     groups: dict[str, float]
-    narrowed: dict[str, dict[str, dict[int, int]]]
+    narrowed: dict[str, dict[str, dict[int, float]]]
     shapes: dict[str, tuple[int, ...]]
     units: dict[str, tuple[int, int]]
 
@@ -80,7 +81,9 @@ def measure_tables(bench: Bench, analysis: Analysis, section: SpaceSection, rati
 
     bits = [p.weight_bits for p in section.precision if p.weight_bits]
     least = max(LEAST_BITS, min(bits, default=8))
-    units = {g.name: (g.channels, _multiple(g, bench.channel_multiple)) for g in analysis.groups}
+    names = [group.name for group in analysis.groups]
+    multiples = unit_multiples(bench.base, bench.data.example_inputs(2), names, bench.channel_multiple, analysis.inner)
+    units = {group.name: (group.channels, multiples[group.name]) for group in analysis.groups}
     groups, narrowed, largest = {}, {}, {}
     for group in analysis.groups:
         ratio = ratios[group.kind]
@@ -123,19 +126,14 @@ def _narrow(bench: Bench, analysis: Analysis, group: ChannelGroup, ratio: float)
     return with_units(bench.base, inputs, kept, analysis.inner) if kept else copy.deepcopy(bench.base)
 
 
-def _axes(base: nn.Module, narrow: nn.Module, gone: int) -> dict[str, dict[int, int]]:
+def _axes(base: nn.Module, narrow: nn.Module, gone: int) -> dict[str, dict[int, float]]:
     """Axes of weights that are shorter without ``gone`` units, with the channels that go with one unit."""
     shapes = {name: p.shape for name, p in base.named_parameters() if p.dim() > 1}
-    found: dict[str, dict[int, int]] = {}
+    found: dict[str, dict[int, float]] = {}
     for name, parameter in narrow.named_parameters():
         if name in shapes and gone:
             lost = [a - b for a, b in zip(shapes[name], parameter.shape, strict=True)]
-            axes = {axis: count // gone for axis, count in enumerate(lost) if count}
+            axes = {axis: count / gone for axis, count in enumerate(lost) if count}
             if axes:
                 found[name.removesuffix(".weight")] = axes
     return found
-
-
-def _multiple(group: ChannelGroup, multiple: int) -> int:
-    """Heads stay one by one."""
-    return multiple if group.inner is None or group.inner.size == 1 else 1

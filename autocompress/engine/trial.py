@@ -23,6 +23,7 @@ from autocompress.engine.run_folder import (
 )
 from autocompress.engine.samplers import parametrisation
 from autocompress.engine.session import Session
+from autocompress.engine.space import PerLayer, PerStage
 from autocompress.engine.tell import tell
 from autocompress.engine.workers import exclusive
 from autocompress.errors import TrialFailed, first_line
@@ -149,7 +150,8 @@ def plan_of(session: Session, trial: optuna.Trial) -> Plan:
     enqueued = Plan.model_validate_json(attributes["plan"]) if "plan" in attributes else None
     if enqueued is not None and attributes.get("outside"):
         return enqueued
-    draw = parametrisation(session.config.study.sampler)(trial)
+    per_stage = parametrisation(session.config.study.sampler) is PerStage
+    draw = PerStage(trial, session.suggests.stage_kinds) if per_stage else PerLayer(trial)
     # also for an enqueued plan: Optuna records given parameters only when they are suggested
     sampled = session.suggests.suggest_plan(draw, trial.number)
     return enqueued or sampled

@@ -152,7 +152,6 @@ def test_a_member_has_no_weights_of_its_own(case: Case) -> None:
     assert case.shared().covers(member)
 
 
-@pytest.mark.xfail(strict=True, reason="the second name of a tied tensor keeps the base's own values")
 def test_a_network_that_reads_one_tensor_twice_shares_it_twice() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))

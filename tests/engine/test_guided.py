@@ -20,8 +20,7 @@ from torch import nn
 from autocompress.config import LimitsSection, SpaceSection
 from autocompress.data.task import TaskData
 from autocompress.engine.guided import Guide, Targets
-from autocompress.engine.samplers import parametrisation
-from autocompress.engine.space import PerLayer
+from autocompress.engine.space import PerLayer, PerStage
 from autocompress.layers import trace, weight_layers
 from autocompress.pipeline import build_network
 from autocompress.plan import DistillationSpec, Plan, Precision
@@ -181,21 +180,11 @@ def test_draws_differ(guide: Guide) -> None:
     assert len(structures) >= 10
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [
-        "tpe",
-        "random",
-        *(
-            pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="24 stage variables decide nothing"))
-            for name in ("nsga2", "gp")
-        ),
-    ],
-)
-def test_few_variables_are_drawn(sampler: str, guide: Guide) -> None:
+@pytest.mark.parametrize("draws", [PerLayer, PerStage])
+def test_few_variables_are_drawn(draws: type[PerLayer] | type[PerStage], guide: Guide) -> None:
     """However many layers there are."""
     trial = asked(0).ask()
-    guide.suggest_plan(parametrisation(sampler)(trial), 0)
+    guide.suggest_plan(PerStage(trial, guide.stage_kinds) if draws is PerStage else PerLayer(trial), 0)
     assert 10 <= len(trial.params) < 30
 
 

@@ -143,9 +143,8 @@ def test_a_child_is_never_its_parent(base: Guide) -> None:
 
 
 def test_convolutions_step_over_precisions_that_are_the_same_to_them(
-    trained: nn.Module, digits: TaskData, tmp_path: Any, request: pytest.FixtureRequest
+    trained: nn.Module, digits: TaskData, tmp_path: Any
 ) -> None:
-    request.applymarker(pytest.mark.xfail(strict=True, reason="w8a8 and w8a8_dynamic are one option of a convolution"))
     section = SpaceSection(
         precision=(Precision.W8A8, Precision.W8A8_DYNAMIC, Precision.W4A8), sparsity=(0.0,), drop_blocks=False
     )

@@ -54,8 +54,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Guide:
 
 @pytest.fixture(params=["guide", "depthwise", "words"])
 def each(request: pytest.FixtureRequest) -> Guide:
-    if request.param == "words" and "are_those_of_its_network" in request.node.name:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="a table of embeddings keeps its width"))
     found: Guide = request.getfixturevalue(request.param)
     return found
 
@@ -110,10 +108,7 @@ def test_layers_of_a_plan_are_those_of_its_network(each: Guide) -> None:
             assert (operator.inputs, operator.output) == (expected[name].inputs, expected[name].output)
 
 
-def test_convolutions_of_several_groups_are_narrowed_too(
-    digits: TaskData, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    request.applymarker(pytest.mark.xfail(strict=True, reason="the inputs of a grouped convolution stay as they are"))
+def test_convolutions_of_several_groups_are_narrowed_too(digits: TaskData, tmp_path: Path) -> None:
     torch.manual_seed(1)
     guide = make_guide(make_bench(with_random_norms(Grouped(groups=4)), digits), tmp_path)
     plan = Plan(pruning=PruningSpec(ratios={"pointwise": 0.5}))

@@ -169,7 +169,6 @@ def test_the_axes_of_a_residual_network(residual: tuple[Bench, Tables, Analysis]
     check_axes(*residual)
 
 
-@pytest.mark.xfail(strict=True, reason="a grouped convolution loses a channel of its inputs for several that go")
 @pytest.mark.parametrize("groups", [4, 16])
 def test_the_axes_of_depthwise_and_grouped_convolutions(groups: int, digits: TaskData) -> None:
     bench = grouped_bench(digits, groups)
