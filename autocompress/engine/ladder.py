@@ -9,6 +9,7 @@ front early, and a search that is stopped or killed goes on by the records alone
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.deploy.latency_table import LatencyTable
-from autocompress.engine.expectation import KEPT_SHARE, fit_expectation
+from autocompress.engine.expectation import KEPT_SHARE, fit_expectation, trained_seconds
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import mutated
@@ -50,9 +51,14 @@ from autocompress.errors import TrialFailed, first_line
 from autocompress.models import state_digest
 from autocompress.plan import DistillationSpec, Plan, TrainingSpec
 
-SHARES = {"share": 0.25, "estimate": 0.10, "promote": 0.25, "train_on": 0.40}
-"""Of the time: training the shared weights, estimating, short trainings, long trainings."""
-SHARED_UNTIL = 0.5
+FIRST_SHARES = {"share": 0.50, "estimate": 0.10, "promote": 0.20, "train_on": 0.20}
+LAST_SHARES = {"share": 0.25, "estimate": 0.08, "promote": 0.25, "train_on": 0.42}
+"""Of the time so far, at the beginning and at the end: training the shared weights, estimating, short and long trainings.
+
+What is trained alone does not help the others, and short trainings from good shared weights overtake long ones that
+began early (docs/log.md), so sharing comes first.
+"""
+SHARED_UNTIL = 0.7
 """Progress after which the shared weights are good enough."""
 MUTATE_FROM = 0.4
 """Progress after which every second new plan is a front member with one decision changed."""
@@ -61,6 +67,8 @@ LENGTHS = {"share": 0.15, "promote": 0.08, "train_on": 0.25}
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
 LONGER = 3
 """Times the steps before, for a training that goes on where only trials are counted."""
+GROWTH = 1.5
+"""A training that goes on is longer by this than all before it: a restart first loses what short ones gained."""
 LINEAGES = 3
 """Candidates that the long training to come is expected to be spent on: what they may reach with it decides."""
 KNEES, POLISH_SHARE = 3, 0.3
@@ -201,7 +209,7 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
     if ladder.session.polish and progress >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
     if _is_cold(ladder):
-        return list(SHARES)
+        return list(FIRST_SHARES)
     spent = {
         "share": ladder.shared.seconds(),
         "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
@@ -209,7 +217,8 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
         "train_on": sum(c.finished_s - c.started_s for c in candidates if c.origin is Origin.CONTINUED),
     }
     total = sum(spent.values())
-    return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+    shares = {key: first + progress * (LAST_SHARES[key] - first) for key, first in FIRST_SHARES.items()}
+    return sorted(shares, key=lambda action: spent[action] - shares[action] * total)
 
 
 def _is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
@@ -236,7 +245,13 @@ def _seconds(ladder: Ladder, action: str) -> float:
     timeout = session.config.study.timeout_s
     shares = LENGTHS | {"polish": POLISH_SHARE / KNEES}
     length = shares[action] * (timeout or 0.0 if action == "polish" else session.elapsed_s())
-    return length if timeout is None else min(length, timeout - session.elapsed_s() - ENDING_SECONDS)
+    return min(length, _seconds_left(session))
+
+
+def _seconds_left(session: Session) -> float:
+    """For training, before the study ends."""
+    timeout = session.config.study.timeout_s
+    return math.inf if timeout is None else timeout - session.elapsed_s() - ENDING_SECONDS
 
 
 # --- shared weights
@@ -267,13 +282,13 @@ def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate]) -> str:
 
 
 def _pool(ladder: Ladder, candidates: Sequence[Candidate], family: str) -> list[Plan]:
-    """Members to train, dearest first: half of them the most promising so far, the others drawn afresh."""
+    """Members to train, dearest first: most of them the most promising so far, the others drawn afresh."""
     known = [
         (c, objectives(c)) for c in candidates if c.state is State.ESTIMATED and c.plan.architecture.family == family
     ]
     own = [c for c, point in known if point is not None]
     points = [point for _, point in known if point is not None]
-    best = [own[k].plan for k in climbing_order(points, [])[: POOL // 2]]
+    best = [own[k].plan for k in climbing_order(points, [])[: 2 * POOL // 3]]
     cycle = int(ladder.shared.record().get(family, {}).get("cycles", 0))
     fresh = _drawn(ladder, family, POOL - len(best), ladder.session.config.study.seed + 31 * cycle)
     costs = {id(plan): ladder.predictor.macs(plan) for plan in (*best, *fresh)}
@@ -397,9 +412,12 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
-        parent = next_to_train_on(candidates, busy, horizon)
+        longest = math.inf if session.config.study.timeout_s is None else _seconds_left(session)
+        parent = next_to_train_on(candidates, busy, horizon, longest / GROWTH)
     if parent is None:
         return None
+    if action == "train_on":
+        seconds = min(max(seconds, GROWTH * trained_seconds(parent, candidates)), _seconds_left(session))
     steps = _steps(ladder, candidates, parent.plan, seconds, action)
     if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
         return None
@@ -420,7 +438,7 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
 def _seconds_to_come(session: Session) -> float:
     """Of long training, in the time that is left."""
     timeout = session.config.study.timeout_s
-    return 0.0 if timeout is None else SHARES["train_on"] * max(0.0, timeout - session.elapsed_s())
+    return 0.0 if timeout is None else LAST_SHARES["train_on"] * max(0.0, timeout - session.elapsed_s())
 
 
 def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float, action: str) -> int:

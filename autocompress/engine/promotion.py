@@ -57,11 +57,18 @@ def next_to_promote(
     return waiting[climbing_order(points, taken)[0]]
 
 
-def next_to_train_on(candidates: Sequence[Candidate], busy: set[int], seconds: float) -> Candidate | None:
-    """The trained candidate from which ``seconds`` more of training add most to the hypervolume."""
+def next_to_train_on(
+    candidates: Sequence[Candidate], busy: set[int], seconds: float, most_spent: float = math.inf
+) -> Candidate | None:
+    """The trained candidate from which ``seconds`` more of training add most to the hypervolume.
+
+    Args:
+        most_spent: seconds of training beyond which a candidate cannot be trained on for long enough.
+    """
     gone = _climbed(candidates, busy)
     # one that loses nothing has nothing to gain
     free = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
+    free = [c for c in free if trained_seconds(c, candidates) <= most_spent]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
     points = [hoped_for(c, candidates, seconds) for c in free]
     return free[climbing_order(points, taken)[0]] if free else None
