@@ -79,7 +79,9 @@ def test_the_same_call_resumes_and_another_model_is_refused(
     results: autocompress.Results, model: nn.Module, settings: dict[str, Any]
 ) -> None:
     again = autocompress.search(model, data(), out=results.run.root, **(settings | {"trials": 3}))
-    assert list(again.candidates["trial"]) == [0, 1, 2]
+    frame = again.candidates
+    assert list(frame["trial"])[:2] == [0, 1]
+    assert (frame["state"] == "complete").sum() == 3  # the ladder's estimates do not count
     other = copy.deepcopy(model)
     with torch.no_grad():
         next(other.parameters()).add_(0.1)

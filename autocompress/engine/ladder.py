@@ -45,7 +45,14 @@ from autocompress.engine.shared import TOLERANCE, Shared
 from autocompress.engine.space import NamedPlan, PerLayer, Suggests, plain_int8
 from autocompress.engine.tables import Tables, measure_tables
 from autocompress.engine.trial import Current, Result, attempt, describe, make_file, plan_of
-from autocompress.engine.warm_start import earlier_run, front_plans, solver_plans, take_over_
+from autocompress.engine.warm_start import (
+    TRAIN_DIGEST,
+    earlier_run,
+    front_plans,
+    solver_plans,
+    take_over_,
+    train_digest,
+)
 from autocompress.engine.workers import exclusive
 from autocompress.errors import TrialFailed, first_line
 from autocompress.models import state_digest
@@ -111,7 +118,9 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
     path = shared.folder / "tables.json"
     try:
         with exclusive(shared.folder / "lock"):
-            earlier = None if path.is_file() else earlier_run(session.run, session.config)
+            digest = train_digest(bench.data)
+            (shared.folder / TRAIN_DIGEST).write_text(digest, encoding="utf-8")
+            earlier = None if path.is_file() else earlier_run(session.run, session.config, digest)
             if earlier is not None:
                 session.watcher.note(f"taking tables and shared weights from {earlier.root}")
                 take_over_(session.run, earlier)

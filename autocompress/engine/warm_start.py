@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from autocompress.config import StudyConfig
+from autocompress.data.task import TaskData
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.pareto import front
 from autocompress.engine.run_folder import RunFolder, read_candidates, run_config, write_json
@@ -21,6 +24,7 @@ from autocompress.plan import DistillationSpec, TrainingSpec
 SPEEDUPS, FACTORS = (1.15, 1.8, 2.8), (1.3, 2.4)
 """Targets of the solver's plans, in units of the easiest ones."""
 FRONT_MEMBERS = 6
+TRAIN_DIGEST = "train.sha256"
 SECTIONS = ("model", "data", "task", "training", "space", "target")
 """What two studies must share for the one to begin with what the other has found; seeds and limits may differ."""
 
@@ -44,8 +48,20 @@ def solver_plans(guide: Guide) -> Iterator[NamedPlan]:
             yield NamedPlan(name, guide.base_plan(targets, distillation, 0), None)
 
 
-def earlier_run(run: RunFolder, config: StudyConfig) -> RunFolder | None:
-    """A run beside this one of the same base, data and space that has shared weights; the one trained longest."""
+def train_digest(data: TaskData) -> str:
+    """SHA-256 of the train split: weights that were trained on other examples may have seen this run's test."""
+    digest = hashlib.sha256()
+    for tensor in (*data.train.inputs, data.train.labels):
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def earlier_run(run: RunFolder, config: StudyConfig, digest: str) -> RunFolder | None:
+    """A run beside this one of the same base, data and space that has shared weights; the one trained longest.
+
+    Args:
+        digest: of the train split.
+    """
     own = state_digest(load_file(run.baseline / "weights.safetensors"))
     found: list[tuple[float, RunFolder]] = []
     for progress in run.root.parent.glob("*/shared/progress.json"):
@@ -53,7 +69,10 @@ def earlier_run(run: RunFolder, config: StudyConfig) -> RunFolder | None:
         if other.root.resolve() == run.root.resolve() or other.root.name.startswith("."):
             continue
         try:
-            same = all(getattr(run_config(other), name) == getattr(config, name) for name in SECTIONS)
+            seen = (progress.parent / TRAIN_DIGEST).read_text(encoding="utf-8")
+            same = seen == digest and all(
+                getattr(run_config(other), name) == getattr(config, name) for name in SECTIONS
+            )
             if same and state_digest(load_file(other.baseline / "weights.safetensors")) == own:
                 seconds = sum(entry["seconds"] for entry in json.loads(progress.read_text(encoding="utf-8")).values())
                 found.append((seconds, other))

@@ -1,0 +1,79 @@
+"""What a ladder takes over from runs beside it, and what it must not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autocompress.config import StudyConfig, load_study
+from autocompress.engine.run_folder import RunFolder, write_study
+from autocompress.engine.warm_start import TRAIN_DIGEST, earlier_run, take_over_
+
+STUDY = """
+[study]
+name = "tiny"
+trials = 3
+[model]
+source = "some.package:Network"
+[data]
+source = "sklearn:digits"
+"""
+
+
+def study(folder: Path, text: str = STUDY) -> StudyConfig:
+    (folder / "study.toml").write_text(text, encoding="utf-8")
+    return load_study(folder / "study.toml")
+
+
+def made(root: Path, config: StudyConfig, weight: float = 1.0, seconds: float = 5.0, digest: str = "a") -> RunFolder:
+    run = RunFolder(root)
+    run.baseline.mkdir(parents=True)
+    (root / "shared").mkdir()
+    write_study(run, config)
+    save_file({"w": torch.full((2, 3), weight)}, run.baseline / "weights.safetensors")
+    save_file({"w": torch.full((2, 3), seconds)}, root / "shared" / "base.safetensors")
+    entry = {"cycles": 2, "steps": 40, "seconds": seconds, "seconds_per_step": 0.1, "macs": 9.0}
+    (root / "shared" / "progress.json").write_text(json.dumps({"base": entry}))
+    (root / "shared" / "tables.json").write_text("{}")
+    (root / "shared" / TRAIN_DIGEST).write_text(digest)
+    return run
+
+
+def test_of_several_runs_the_longest_trained_lends(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    runs = tmp_path / "runs"
+    own = made(runs / "own", config)
+    made(runs / "short", config, seconds=1.0)
+    longest = made(runs / "long", config, seconds=9.0)
+    found = earlier_run(own, config, "a")
+    assert found is not None and found.root == longest.root
+
+
+@pytest.mark.parametrize("other", ["base", "examples", "data", "hidden", "damaged"])
+def test_another_base_other_examples_or_a_damaged_run_lend_nothing(tmp_path: Path, other: str) -> None:
+    config = study(tmp_path)
+    runs = tmp_path / "runs"
+    own = made(runs / "own", config)
+    changed = study(tmp_path, STUDY + "image_size = 16\n") if other == "data" else config
+    name = ".hidden" if other == "hidden" else "other"
+    run = made(runs / name, changed, 2.0 if other == "base" else 1.0, digest="b" if other == "examples" else "a")
+    if other == "damaged":
+        (run.root / "shared" / "progress.json").write_text("{")
+    assert earlier_run(own, config, "a") is None
+
+
+def test_what_is_taken_over_cost_this_run_nothing(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    own, other = made(tmp_path / "runs" / "own", config), made(tmp_path / "runs" / "other", config, seconds=9.0)
+    shutil.rmtree(own.root / "shared")
+    (own.root / "shared").mkdir()
+    take_over_(own, other)
+    record = json.loads((own.root / "shared" / "progress.json").read_text())
+    assert record["base"]["seconds"] == 0.0 and record["base"]["cycles"] == 2
+    assert torch.equal(load_file(own.root / "shared" / "base.safetensors")["w"], torch.full((2, 3), 9.0))
+    assert (own.root / "shared" / "tables.json").read_text() == "{}"
