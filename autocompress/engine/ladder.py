@@ -268,16 +268,20 @@ def _seconds_left(session: Session) -> float:
 
 def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
     """One cycle of a family."""
-    family = _family_to_train(ladder, candidates)
+    family, seconds = _family_to_train(ladder, candidates, _seconds(ladder, "share"))
     plans = _pool(ladder, candidates, family)
     ladder.session.watcher.note(f"training the shared weights of {family} on {len(plans)} members")
     macs = statistics.mean(ladder.predictor.macs(plan) for plan in plans)
-    ladder.shared.train_(family, plans, _seconds(ladder, "share"), macs)
+    ladder.shared.train_(family, plans, seconds, macs)
     return True
 
 
-def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate]) -> str:
-    """The family that leads by the hypervolume of its scores; one that trails gets a small part of the time."""
+def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: float) -> tuple[str, float]:
+    """The family that leads by the hypervolume of its scores; one that trails gets a small part of its time.
+
+    Returns:
+        The family, and the seconds of its cycle.
+    """
     record = ladder.shared.record()
     seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
 
@@ -286,8 +290,11 @@ def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate]) -> str:
         return hypervolume([point for point in points if point is not None], LENIENT_REFERENCE)
 
     leader = max(ladder.families, key=lead)
-    behind = [name for name in ladder.families if name != leader and seconds[name] < TRAILING_SHARE * seconds[leader]]
-    return behind[0] if behind else leader
+    short = TRAILING_SHARE * length
+    for name in ladder.families:
+        if name != leader and seconds[name] + short < TRAILING_SHARE * seconds[leader]:
+            return name, short
+    return leader, length
 
 
 def _pool(ladder: Ladder, candidates: Sequence[Candidate], family: str) -> list[Plan]:
