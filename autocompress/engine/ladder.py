@@ -193,10 +193,11 @@ def climb(ladder: Ladder) -> bool:
         too_early = estimates_next and _is_cold(ladder)
         trial = _ask(session) if waiting and not too_early else None
     if trial is None:
+        exhausted = _is_exhausted(ladder, candidates)
         for action in _in_order_of_need(ladder, candidates, progress):
-            if action == "share" and (progress < SHARED_UNTIL or _is_cold(ladder)):
+            if action == "share" and (_is_cold(ladder) or (progress < SHARED_UNTIL and not exhausted)):
                 return _share(ladder, candidates)
-            if action == "estimate" and not _nearly_over(session) and not _is_exhausted(ladder, candidates):
+            if action == "estimate" and not _nearly_over(session) and not exhausted:
                 trial = _new_estimate(ladder, candidates, progress)
             elif action in LEAST_STEPS:
                 trial = _enqueue_training(ladder, action)
