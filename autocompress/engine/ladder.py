@@ -81,6 +81,8 @@ LINEAGES = 3
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 LEAST_CYCLES = 3
+START_UP_ESTIMATES = 12
+"""Random plans before the sampler's model steers: they are cheap."""
 STALE = 24
 POOL = 12
 TRAILING_SHARE = 1 / 6
@@ -220,6 +222,10 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
         return ["polish", "train_on"]
     if _is_cold(ladder):
         return list(FIRST_SHARES)
+    climbed = [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
+    estimated = sum(c.state is State.ESTIMATED for c in candidates)
+    if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
+        return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
     spent = {
         "share": ladder.shared.seconds(),
         "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
@@ -476,8 +482,10 @@ def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds:
 
 def _ask(session: Session) -> optuna.Trial:
     study = session.study
-    draws = len(study.get_trials(deepcopy=False))
-    study.sampler = make_sampler(session.config.study.sampler, session.config.study.seed, draws, session.rank)
+    trials = study.get_trials(deepcopy=False)
+    silent = sum(trial.state is TrialState.PRUNED for trial in trials)
+    config = session.config.study
+    study.sampler = make_sampler(config.sampler, config.seed, len(trials), session.rank, silent + START_UP_ESTIMATES)
     trial = study.ask()
     trial.set_user_attr("worker", session.worker)
     return trial

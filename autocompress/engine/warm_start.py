@@ -19,7 +19,7 @@ from autocompress.engine.run_folder import RunFolder, read_candidates, run_confi
 from autocompress.engine.space import NamedPlan
 from autocompress.errors import AutocompressError
 from autocompress.models import state_digest
-from autocompress.plan import DistillationSpec, TrainingSpec
+from autocompress.plan import DistillationSpec, Plan, TrainingSpec
 
 SPEEDUPS, FACTORS = (1.15, 1.8, 2.8), (1.3, 2.4)
 """Targets of the solver's plans, in units of the easiest ones."""
@@ -41,11 +41,15 @@ def solver_plans(guide: Guide) -> Iterator[NamedPlan]:
         hidden_weight=section.hidden_weight[0],
         relation_weight=section.relation_weight[0],
     )
+    seen: list[Plan] = []
     for faster in SPEEDUPS:
         for factor in FACTORS:
             targets = Targets(speedup * faster, smaller * factor, (low * high) ** 0.5)
             name = f"solver, {targets.speedup:.1f}x faster and {targets.smaller:.1f}x smaller"
-            yield NamedPlan(name, guide.base_plan(targets, distillation, 0), None)
+            plan = guide.base_plan(targets, distillation, 0)
+            if plan not in seen:  # a small network has few
+                seen.append(plan)
+                yield NamedPlan(name, plan, None)
 
 
 def train_digest(data: TaskData) -> str:
