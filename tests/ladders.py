@@ -73,5 +73,5 @@ def make_guide(
     baseline = Measurement(size_bytes=size, compressed_bytes=size, size_ratio=1.0, latency=latency)
     return Guide(
         space=space, analysis=analysis, tables=tables, predictor=predictor, limits=limits or LimitsSection(),
-        baseline=baseline, bit_errors=lambda _plan: {},
+        baseline=baseline, bit_errors=lambda _plan: {}, families=tuple(space.families()),
     )  # fmt: skip

@@ -62,7 +62,7 @@ class Targets:
 class Guide:
     """All that turns targets into plans in one study.
 
-    ``bit_errors`` gives the error of rounding each layer of a member of the model space, whose layers no table knows.
+    ``families`` are those that are drawn. ``bit_errors`` gives the error of rounding each layer of a member of the model space, whose layers no table knows.
     """
 
     space: Space
@@ -72,6 +72,7 @@ class Guide:
     limits: LimitsSection
     baseline: Measurement
     bit_errors: BitErrors
+    families: tuple[str, ...]
 
     @property
     def stage_kinds(self) -> tuple[str, ...]:
@@ -83,7 +84,7 @@ class Guide:
 
     def suggest_plan(self, draw: Draw, number: int) -> Plan:
         """Draw one plan; ``number`` is the trial's, and only seeds the plan."""
-        family = draw.family(self.space.families())
+        family = draw.family(self.families)
         section, targets = self.space.section, self._draw_targets(draw)
         distillation = DistillationSpec(
             alpha=draw.amount("alpha", *section.alpha),

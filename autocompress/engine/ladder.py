@@ -84,7 +84,9 @@ LEAST_CYCLES = 3
 START_UP_ESTIMATES = 12
 """Random plans before the sampler's model steers: they are cheap."""
 STALE = 24
-POOL = 12
+POOL, FEW = 12, 4
+SECOND_FAMILY_FROM = 0.2
+"""Progress from which the model space takes part beside the base."""
 TRAILING_SHARE = 1 / 6
 LENIENT_REFERENCE = (50.0, 0.0, 0.0)
 """Where families are compared before any member is near the base."""
@@ -103,9 +105,13 @@ class Ladder:
     shared: Shared
 
     @property
-    def families(self) -> list[str]:
+    def families(self) -> tuple[str, ...]:
         """Families of the study."""
-        return self.session.space.families()
+        return self.guide.families
+
+    def guide_at(self, progress: float) -> Guide:
+        """The guide, which leaves the model space out in the beginning: its weights are of no use before long."""
+        return self.guide if progress >= SECOND_FAMILY_FROM else replace(self.guide, families=self.families[:1])
 
 
 def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
@@ -147,6 +153,7 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
             limits=session.config.limits,
             baseline=session.baseline,
             bit_errors=lambda plan: shared.bit_errors(plan, tables.bits),
+            families=tuple(space.families()),
         )
         ladder = Ladder(session, guide, predictor, shared)
         return _disagreement(ladder) or ladder
@@ -194,11 +201,12 @@ def climb(ladder: Ladder) -> bool:
         estimates_next = bool(waiting) and waiting[0].user_attrs.get("rung") == "estimate"
         too_early = estimates_next and _is_cold(ladder)
         trial = _ask(session) if waiting and not too_early else None
+    session.suggests = ladder.guide_at(progress)
     if trial is None:
         exhausted = _is_exhausted(ladder, candidates)
         for action in _in_order_of_need(ladder, candidates, progress):
             if action == "share" and (_is_cold(ladder) or (progress < SHARED_UNTIL and not exhausted)):
-                return _share(ladder, candidates)
+                return _share(ladder, candidates, progress)
             if action == "estimate" and not _nearly_over(session) and not exhausted:
                 trial = _new_estimate(ladder, candidates, progress)
             elif action in LEAST_STEPS:
@@ -273,9 +281,9 @@ def _seconds_left(session: Session) -> float:
 # --- shared weights
 
 
-def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
+def _share(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> bool:
     """One cycle of a family."""
-    family, seconds = _family_to_train(ladder, candidates, _seconds(ladder, "share"))
+    family, seconds = _family_to_train(ladder, candidates, _seconds(ladder, "share"), progress)
     plans = _pool(ladder, candidates, family)
     ladder.session.watcher.note(f"training the shared weights of {family} on {len(plans)} members")
     macs = statistics.mean(ladder.predictor.macs(plan) for plan in plans)
@@ -283,22 +291,24 @@ def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
     return True
 
 
-def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: float) -> tuple[str, float]:
+def _family_to_train(
+    ladder: Ladder, candidates: Sequence[Candidate], length: float, progress: float
+) -> tuple[str, float]:
     """The family that leads by the hypervolume of its scores; one that trails gets a small part of its time.
 
     Returns:
         The family, and the seconds of its cycle.
     """
-    record = ladder.shared.record()
-    seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
+    families, record = ladder.guide_at(progress).families, ladder.shared.record()
+    seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in families}
 
     def lead(family: str) -> float:
         points = [objectives(c) for c in candidates if c.plan.architecture.family == family]
         return hypervolume([point for point in points if point is not None], LENIENT_REFERENCE)
 
-    leader = max(ladder.families, key=lead)
+    leader = max(families, key=lead)
     short = TRAILING_SHARE * length
-    for name in ladder.families:
+    for name in families:
         if name != leader and seconds[name] + short < TRAILING_SHARE * seconds[leader]:
             return name, short
     return leader, length
@@ -313,7 +323,9 @@ def _pool(ladder: Ladder, candidates: Sequence[Candidate], family: str) -> list[
     points = [point for _, point in known if point is not None]
     best = [own[k].plan for k in climbing_order(points, [])[: 2 * POOL // 3]]
     cycle = int(ladder.shared.record().get(family, {}).get("cycles", 0))
-    fresh = _drawn(ladder, family, POOL - len(best), ladder.session.config.study.seed + 31 * cycle)
+    # a network of the model space must be built and traced to be drawn
+    count = POOL - len(best) if family == "base" else FEW
+    fresh = _drawn(ladder, family, count, ladder.session.config.study.seed + 31 * cycle)
     costs = {id(plan): ladder.predictor.macs(plan) for plan in (*best, *fresh)}
     return sorted([*best, *fresh], key=lambda plan: -costs[id(plan)])
 
