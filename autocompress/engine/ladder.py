@@ -85,14 +85,15 @@ START_UP_ESTIMATES = 12
 """Random plans before the sampler's model steers: they are cheap."""
 STALE = 24
 POOL, FEW = 12, 4
-SECOND_FAMILY_FROM = 0.2
-"""Progress from which the model space takes part beside the base."""
+SECOND_FAMILY_AFTER = 500
+"""Steps of the base's shared weights after which the model space takes part: until then its members say nothing."""
 TRAILING_SHARE = 1 / 6
 LENIENT_REFERENCE = (50.0, 0.0, 0.0)
 """Where families are compared before any member is near the base."""
 SLACK = 0.05
 """A plan is dropped by the tables only where it breaks a limit by more than their error."""
-ENDING_SECONDS = 12.0
+USUAL_OVERHEAD_S = 12.0
+"""Of a trial beside its training, until one was seen."""
 
 
 @dataclass
@@ -103,15 +104,18 @@ class Ladder:
     guide: Guide
     predictor: Predictor
     shared: Shared
+    overhead_s: float = USUAL_OVERHEAD_S
 
     @property
     def families(self) -> tuple[str, ...]:
         """Families of the study."""
         return self.guide.families
 
-    def guide_at(self, progress: float) -> Guide:
-        """The guide, which leaves the model space out in the beginning: its weights are of no use before long."""
-        return self.guide if progress >= SECOND_FAMILY_FROM else replace(self.guide, families=self.families[:1])
+    def guide_now(self) -> Guide:
+        """The guide, which leaves the model space out in the beginning."""
+        first = self.families[:1]
+        steps = self.shared.record().get(first[0], {"steps": 0})["steps"]
+        return self.guide if steps >= SECOND_FAMILY_AFTER else replace(self.guide, families=first)
 
 
 def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
@@ -191,6 +195,7 @@ def climb(ladder: Ladder) -> bool:
     session = ladder.session
     candidates = read_candidates(session.run)
     ladder.predictor.fit_(candidates)
+    ladder.overhead_s = _overhead_s(candidates)
     with exclusive(session.run.root / "ask.lock"):
         running = running_trials(session)
         done = sum(c.state is not State.ESTIMATED for c in candidates)
@@ -201,13 +206,13 @@ def climb(ladder: Ladder) -> bool:
         estimates_next = bool(waiting) and waiting[0].user_attrs.get("rung") == "estimate"
         too_early = estimates_next and _is_cold(ladder)
         trial = _ask(session) if waiting and not too_early else None
-    session.suggests = ladder.guide_at(progress)
+    session.suggests = ladder.guide_now()
     if trial is None:
         exhausted = _is_exhausted(ladder, candidates)
         for action in _in_order_of_need(ladder, candidates, progress):
             if action == "share" and (_is_cold(ladder) or (progress < SHARED_UNTIL and not exhausted)):
-                return _share(ladder, candidates, progress)
-            if action == "estimate" and not _nearly_over(session) and not exhausted:
+                return _share(ladder, candidates)
+            if action == "estimate" and not _nearly_over(ladder) and not exhausted:
                 trial = _new_estimate(ladder, candidates, progress)
             elif action in LEAST_STEPS:
                 trial = _enqueue_training(ladder, action)
@@ -245,6 +250,13 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
     return sorted(shares, key=lambda action: spent[action] - shares[action] * total)
 
 
+def _overhead_s(candidates: Sequence[Candidate]) -> float:
+    """Seconds that a file takes beside its training."""
+    files = [c for c in candidates if c.state is State.COMPLETE]
+    seconds = [c.finished_s - c.started_s - c.stage_seconds.get("train", 0.0) for c in files]
+    return statistics.median(seconds) if seconds else USUAL_OVERHEAD_S
+
+
 def _is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
     """Whether, where only trials are counted, plan after plan was estimated and none was new enough to be trained."""
     if ladder.session.config.study.timeout_s is not None:
@@ -258,9 +270,9 @@ def _is_cold(ladder: Ladder) -> bool:
     return sum(entry["cycles"] for entry in ladder.shared.record().values()) < LEAST_CYCLES
 
 
-def _nearly_over(session: Session) -> bool:
-    timeout = session.config.study.timeout_s
-    return timeout is not None and timeout - session.elapsed_s() < 2 * ENDING_SECONDS
+def _nearly_over(ladder: Ladder) -> bool:
+    """Whether there is no time left to train what would be estimated."""
+    return _seconds_left(ladder) < ladder.overhead_s
 
 
 def _seconds(ladder: Ladder, action: str) -> float:
@@ -269,21 +281,21 @@ def _seconds(ladder: Ladder, action: str) -> float:
     timeout = session.config.study.timeout_s
     shares = LENGTHS | {"polish": POLISH_SHARE / KNEES}
     length = shares[action] * (timeout or 0.0 if action == "polish" else session.elapsed_s())
-    return min(length, _seconds_left(session))
+    return min(length, _seconds_left(ladder))
 
 
-def _seconds_left(session: Session) -> float:
+def _seconds_left(ladder: Ladder) -> float:
     """For training, before the study ends."""
-    timeout = session.config.study.timeout_s
-    return math.inf if timeout is None else timeout - session.elapsed_s() - ENDING_SECONDS
+    timeout = ladder.session.config.study.timeout_s
+    return math.inf if timeout is None else timeout - ladder.session.elapsed_s() - ladder.overhead_s
 
 
 # --- shared weights
 
 
-def _share(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> bool:
+def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
     """One cycle of a family."""
-    family, seconds = _family_to_train(ladder, candidates, _seconds(ladder, "share"), progress)
+    family, seconds = _family_to_train(ladder, candidates, _seconds(ladder, "share"))
     plans = _pool(ladder, candidates, family)
     ladder.session.watcher.note(f"training the shared weights of {family} on {len(plans)} members")
     macs = statistics.mean(ladder.predictor.macs(plan) for plan in plans)
@@ -291,15 +303,13 @@ def _share(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> 
     return True
 
 
-def _family_to_train(
-    ladder: Ladder, candidates: Sequence[Candidate], length: float, progress: float
-) -> tuple[str, float]:
+def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: float) -> tuple[str, float]:
     """The family that leads by the hypervolume of its scores; one that trails gets a small part of its time.
 
     Returns:
         The family, and the seconds of its cycle.
     """
-    families, record = ladder.guide_at(progress).families, ladder.shared.record()
+    families, record = ladder.guide_now().families, ladder.shared.record()
     seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in families}
 
     def lead(family: str) -> float:
@@ -447,12 +457,11 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
-        longest = math.inf if session.config.study.timeout_s is None else _seconds_left(session)
-        parent = next_to_train_on(candidates, busy, horizon, longest / GROWTH)
+        parent = next_to_train_on(candidates, busy, horizon, _seconds_left(ladder) / GROWTH)
     if parent is None:
         return None
     if action == "train_on":
-        seconds = min(max(seconds, GROWTH * trained_seconds(parent, candidates)), _seconds_left(session))
+        seconds = min(max(seconds, GROWTH * trained_seconds(parent, candidates)), _seconds_left(ladder))
     steps = _steps(ladder, candidates, parent.plan, seconds, action)
     if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
         return None
