@@ -20,7 +20,7 @@ from autocompress.config import SpaceSection
 from autocompress.layers import call
 from autocompress.pipeline import Bench
 
-TABLE_EXAMPLES = 128
+TABLE_EXAMPLES = 64
 LEAST_BITS = 3
 """Two bits are so coarse that their error says nothing about other widths."""
 
