@@ -41,7 +41,7 @@ from autocompress.engine.run_folder import (
     read_facts,
     record,
 )
-from autocompress.engine.samplers import make_sampler, parametrisation
+from autocompress.engine.samplers import START_UP_TRIALS, make_sampler, parametrisation
 from autocompress.engine.session import Session, make_space, open_study, reach, running_trials
 from autocompress.engine.space import NamedPlan, PerLayer, obvious_plans
 from autocompress.engine.trial import attempt
@@ -237,8 +237,9 @@ def _affordable_steps(session: Session, continuation: Continuation) -> int:
 
 def _ask(session: Session) -> optuna.Trial:
     study = session.study
-    draws = len(study.get_trials(deepcopy=False))
-    study.sampler = make_sampler(session.config.study.sampler, session.config.study.seed, draws, session.rank)
+    trials, config = study.get_trials(deepcopy=False), session.config.study
+    silent = sum(trial.state is TrialState.PRUNED for trial in trials)
+    study.sampler = make_sampler(config.sampler, config.seed, len(trials), session.rank, silent + START_UP_TRIALS)
     trial = study.ask()
     trial.set_user_attr("worker", session.worker)
     return trial
