@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autocompress.compression.architecture import drop_blocks, find_blocks
 from autocompress.compression.inner_widths import InnerWidth, find_inner_widths
 from autocompress.compression.pruning import find_groups
-from autocompress.layers import Axes, call, parameter_count, trace, weight_layers
+from autocompress.layers import Axes, call, module_of, parameter_count, trace, weight_layers
 
 TIMED_RUNS = 5
 
@@ -208,13 +208,7 @@ def time_shares(network: nn.Module, inputs: tuple[Tensor, ...], axes: Axes, anal
 
     def share(names: list[str]) -> float:
         prefixes = tuple(f"{name}." for name in names)
-        inside = (s for node, s in timed.seconds.items() if _module_of(node).startswith(prefixes))
+        inside = (s for node, s in timed.seconds.items() if f"{module_of(node)}.".startswith(prefixes))
         return sum(inside) / whole
 
     return {"blocks": share(blocks), "groups": share(grouped), "layers": share(layers)}
-
-
-def _module_of(node: torch.fx.Node) -> str:
-    """Path of the innermost module that a node was traced in, with a dot at its end."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return f"{stack[-1][0]}." if stack else ""

@@ -93,6 +93,12 @@ def layer_of(node: torch.fx.Node) -> WeightLayer | None:
     )
 
 
+def module_of(node: torch.fx.Node) -> str:
+    """Path of the innermost module that a node was traced in; empty outside of any."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
 def input_node(node: torch.fx.Node) -> torch.fx.Node:
     """The activations that a weight layer reads."""
     position = 0 if node.target not in (aten.addmm.default, aten.embedding.default) else 1

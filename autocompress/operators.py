@@ -186,13 +186,13 @@ class _Reader:
         return found
 
     def _operator(self, node: torch.fx.Node) -> Operator:
-        from autocompress.layers import layer_of
+        from autocompress.layers import layer_of, module_of
 
         layer = layer_of(node)
         operator = Operator(
             name=_name(node),
             layer="" if layer is None else layer.name,
-            module=_module_of(node),
+            module=module_of(node),
             inputs=tuple(self._shape(source) for source in _activations(node)),
             output=self._shape(node),
             arithmetic=self._arithmetic(node, layer),
@@ -202,8 +202,10 @@ class _Reader:
 
     def _rounding(self, node: torch.fx.Node) -> list[Operator]:
         """What a quantiser costs: nothing between two integer kernels."""
+        from autocompress.layers import module_of
+
         (source,) = node.all_input_nodes
-        shape, module = self._shape(node), _module_of(source)
+        shape, module = self._shape(node), module_of(source)
 
         def step(name: str, arithmetic: str) -> Operator:
             return Operator(name, "", module, (shape,), shape, arithmetic=arithmetic)
@@ -350,8 +352,3 @@ def _end_of_fusion(node: torch.fx.Node) -> torch.fx.Node:
     """The ReLU that is a node's only user, else the node."""
     users = list(node.users)
     return users[0] if len(users) == 1 and _name(users[0]) in _FUSED_CLIPS else node
-
-
-def _module_of(node: torch.fx.Node) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""

@@ -48,7 +48,8 @@ from autocompress.engine.session import Session, make_space
 from autocompress.engine.space import Draw, PerLayer, Space, obvious_plans
 from autocompress.engine.study import LEAST_STEPS
 from autocompress.engine.trial import attempt
-from autocompress.engine.workers import exclusive, working
+from autocompress.engine.workers import working
+from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.pipeline import Bench
 from autocompress.plan import DistillationSpec, Plan, Precision, QuantizationSpec, TrainingSpec

@@ -9,14 +9,12 @@ coefficients that are never negative, fitted by least squares of the relative er
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from autocompress.deploy.operator_timing import OperatorTimes, time_operators
+from autocompress.file_lock import exclusive
 from autocompress.operators import FLOAT32, Operator
 
 CACHE_VARIABLE = "AUTOCOMPRESS_CACHE"
@@ -100,7 +99,7 @@ class LatencyTable:
         ratios = {operator.key: ratio for operator, ratio in zip(measured, times.ratios, strict=True)}
         new = _Content(times.reference_ms, times.run_ms, ratios)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path.with_suffix(".lock")):
+        with exclusive(self.path.with_suffix(".lock")):
             self._content = _read(self.path).merged(self._content).merged(new)
             _write(self.path, self._content)
 
@@ -179,17 +178,6 @@ def _write(path: Path, content: _Content) -> None:
     text = {"reference_ms": content.reference_ms, "run_ms": content.run_ms, "ratios": content.ratios}
     temporary.write_text(json.dumps(text, indent=1, sort_keys=True), encoding="utf-8")
     temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for other processes; the system releases it when a process dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 # --- the correction -----------------------------------------------------------------------------------------

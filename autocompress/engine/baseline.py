@@ -45,8 +45,8 @@ from autocompress.engine.run_folder import (
     write_study,
     write_task,
 )
-from autocompress.engine.workers import exclusive
 from autocompress.errors import ConfigError, ModelError, RunError, TrialFailed, first_line
+from autocompress.file_lock import exclusive
 from autocompress.layers import call, trace
 from autocompress.models import ModelSpace, load_base, load_space, tokenizer_folder, weights_digest
 from autocompress.pipeline import (
@@ -307,9 +307,14 @@ def _training_digest(inputs: Inputs) -> str:
     settings: list[Any] = [config.task.loss, config.baseline.model_dump(), training, config.study.seed]
     settings += [config.data.augment, config.data.augment_padding, config.data.mean, config.data.std]
     digest.update(repr(settings).encode())
-    for tensor in (*inputs.data.train.inputs, inputs.data.train.labels):
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    hash_train_split_(digest, inputs.data)
     return digest.hexdigest()[:32]
+
+
+def hash_train_split_(digest: hashlib._Hash, data: TaskData) -> None:
+    """Feed the bytes of all train examples to a digest."""
+    for tensor in (*data.train.inputs, data.train.labels):
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def keep_task(run: RunFolder, data: TaskData) -> None:

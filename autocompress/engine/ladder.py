@@ -39,8 +39,7 @@ from autocompress.engine.promotion import (
     objectives,
 )
 from autocompress.engine.run_folder import read_candidates, write_json
-from autocompress.engine.samplers import make_sampler
-from autocompress.engine.session import Session, running_trials
+from autocompress.engine.session import Session, ask, running_trials
 from autocompress.engine.shared import TOLERANCE, Shared
 from autocompress.engine.space import NamedPlan, PerLayer, Suggests, plain_int8
 from autocompress.engine.tables import Tables, measure_tables
@@ -53,8 +52,8 @@ from autocompress.engine.warm_start import (
     take_over_,
     train_digest,
 )
-from autocompress.engine.workers import exclusive
 from autocompress.errors import TrialFailed, first_line
+from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.plan import DistillationSpec, Plan, TrainingSpec
 
@@ -205,7 +204,7 @@ def climb(ladder: Ladder) -> bool:
         waiting = session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         estimates_next = bool(waiting) and waiting[0].user_attrs.get("rung") == "estimate"
         too_early = estimates_next and _is_cold(ladder)
-        trial = _ask(session) if waiting and not too_early else None
+        trial = ask(session, START_UP_ESTIMATES) if waiting and not too_early else None
     session.suggests = ladder.guide_now()
     if trial is None:
         exhausted = _is_exhausted(ladder, candidates)
@@ -230,7 +229,7 @@ def climb(ladder: Ladder) -> bool:
 
 
 def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> list[str]:
-    """Actions, the one that lags most behind its share of the time first; none makes sense before two cycles."""
+    """Actions, the one that lags most behind its share of the time first; none makes sense before the shared weights do."""
     if ladder.session.polish and progress >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
     if _is_cold(ladder):
@@ -383,7 +382,7 @@ def _new_estimate(ladder: Ladder, candidates: Sequence[Candidate], progress: flo
                 attributes = {"plan": plan.model_dump_json(), "origin": "mutated", "rung": "estimate", "outside": True}
                 attributes |= {} if parent is None else {"parent": parent.trial}
                 session.study.enqueue_trial({}, user_attrs=attributes)
-        return _ask(session)
+        return ask(session, START_UP_ESTIMATES)
 
 
 def _estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.Trial) -> Result:
@@ -438,7 +437,7 @@ def _enqueue_training(ladder: Ladder, action: str) -> optuna.Trial | None:
         if attributes is None:
             return None
         session.study.enqueue_trial({}, user_attrs=attributes)
-        return _ask(session)
+        return ask(session, START_UP_ESTIMATES)
 
 
 def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> dict[str, Any] | None:
@@ -499,14 +498,3 @@ def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds:
     record = ladder.shared.record().values()
     rates = rates or [entry["seconds_per_step"] / entry["macs"] for entry in record if entry["macs"]]
     return int(seconds / (statistics.median(rates) * ladder.predictor.macs(plan))) if rates else plan.training.steps
-
-
-def _ask(session: Session) -> optuna.Trial:
-    study = session.study
-    trials = study.get_trials(deepcopy=False)
-    silent = sum(trial.state is TrialState.PRUNED for trial in trials)
-    config = session.config.study
-    study.sampler = make_sampler(config.sampler, config.seed, len(trials), session.rank, silent + START_UP_ESTIMATES)
-    trial = study.ask()
-    trial.set_user_attr("worker", session.worker)
-    return trial

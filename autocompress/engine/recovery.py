@@ -11,7 +11,8 @@ from autocompress.engine.run_folder import (
 )
 from autocompress.engine.session import Session, running_trials
 from autocompress.engine.tell import tell
-from autocompress.engine.workers import exclusive, is_alive
+from autocompress.engine.workers import is_alive
+from autocompress.file_lock import exclusive
 
 
 def recover(session: Session) -> None:

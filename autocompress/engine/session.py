@@ -23,6 +23,7 @@ from autocompress.engine.events import Watcher
 from autocompress.engine.run_folder import (
     RunFolder,
 )
+from autocompress.engine.samplers import make_sampler
 from autocompress.engine.space import Draw, Space
 from autocompress.errors import RunError, first_line
 from autocompress.pipeline import Bench
@@ -113,6 +114,21 @@ def open_study(run: RunFolder, config: StudyConfig, storage: str | None) -> optu
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(["drop_points", "ln_size_ratio", "ln_latency_ratio"])
     return study
+
+
+def ask(session: Session, start_up: int) -> optuna.Trial:
+    """The next trial, drawn or enqueued, as this worker's.
+
+    Args:
+        start_up: trials before the sampler's model steers; those told as pruned teach it nothing and do not count.
+    """
+    study, config = session.study, session.config.study
+    trials = study.get_trials(deepcopy=False)
+    silent = sum(trial.state is TrialState.PRUNED for trial in trials)
+    study.sampler = make_sampler(config.sampler, config.seed, len(trials), session.rank, silent + start_up)
+    trial = study.ask()
+    trial.set_user_attr("worker", session.worker)
+    return trial
 
 
 def running_trials(session: Session) -> list[FrozenTrial]:

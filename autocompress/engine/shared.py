@@ -32,8 +32,8 @@ from autocompress.compression.elastic import (
     with_one_rounded,
 )
 from autocompress.engine.run_folder import RunFolder, write_json
-from autocompress.engine.workers import exclusive
 from autocompress.errors import TrialFailed
+from autocompress.file_lock import exclusive
 from autocompress.layers import call
 from autocompress.pipeline import Bench, build_member, build_network, float_state, score
 from autocompress.plan import DistillationSpec, Plan

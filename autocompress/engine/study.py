@@ -41,12 +41,13 @@ from autocompress.engine.run_folder import (
     read_facts,
     record,
 )
-from autocompress.engine.samplers import START_UP_TRIALS, make_sampler, parametrisation
-from autocompress.engine.session import Session, make_space, open_study, reach, running_trials
+from autocompress.engine.samplers import START_UP_TRIALS, parametrisation
+from autocompress.engine.session import Session, ask, make_space, open_study, reach, running_trials
 from autocompress.engine.space import NamedPlan, PerLayer, obvious_plans
 from autocompress.engine.trial import attempt
-from autocompress.engine.workers import exclusive, sweep, working
+from autocompress.engine.workers import sweep, working
 from autocompress.errors import ConfigError, RunError, StudyFailed
+from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.pipeline import answers, compare
 from autocompress.plan import TrainingSpec
@@ -171,7 +172,7 @@ def _one_trial(session: Session) -> bool:
         progress = session.progress(len(candidates) + len(running))
         if progress >= 1.0 or not _prepare_next(session, candidates, running, progress):
             return False
-        trial = _ask(session)
+        trial = ask(session, START_UP_TRIALS)
     candidate = attempt(session, trial)
     session.watcher.finished(candidate, read_candidates(session.run), session.progress(len(candidates) + 1))
     return True
@@ -233,16 +234,6 @@ def _affordable_steps(session: Session, continuation: Continuation) -> int:
     seconds_per_step = parent.stage_seconds["train"] / parent.plan.training.steps
     left = timeout - session.elapsed_s()
     return int((min(continuation.seconds, left) - ENDING_SECONDS) / seconds_per_step)
-
-
-def _ask(session: Session) -> optuna.Trial:
-    study = session.study
-    trials, config = study.get_trials(deepcopy=False), session.config.study
-    silent = sum(trial.state is TrialState.PRUNED for trial in trials)
-    study.sampler = make_sampler(config.sampler, config.seed, len(trials), session.rank, silent + START_UP_TRIALS)
-    trial = study.ask()
-    trial.set_user_attr("worker", session.worker)
-    return trial
 
 
 def _enqueue(session: Session, plans: Sequence[NamedPlan], origin: str, is_guided: bool) -> None:

@@ -25,8 +25,8 @@ from autocompress.engine.samplers import parametrisation
 from autocompress.engine.session import Session
 from autocompress.engine.space import PerLayer, PerStage
 from autocompress.engine.tell import tell
-from autocompress.engine.workers import exclusive
 from autocompress.errors import TrialFailed, first_line
+from autocompress.file_lock import exclusive
 from autocompress.pipeline import answers, build_network, compare, draft, finish, least_size_bytes, parity
 from autocompress.plan import Plan
 from autocompress.stage_clock import StageClock

@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from autocompress.config import StudyConfig
 from autocompress.data.task import TaskData
+from autocompress.engine.baseline import hash_train_split_
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.pareto import front
 from autocompress.engine.run_folder import RunFolder, read_candidates, run_config, write_json
@@ -55,8 +55,7 @@ def solver_plans(guide: Guide) -> Iterator[NamedPlan]:
 def train_digest(data: TaskData) -> str:
     """SHA-256 of the train split: weights that were trained on other examples may have seen this run's test."""
     digest = hashlib.sha256()
-    for tensor in (*data.train.inputs, data.train.labels):
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    hash_train_split_(digest, data)
     return digest.hexdigest()
 
 
@@ -74,9 +73,8 @@ def earlier_run(run: RunFolder, config: StudyConfig, digest: str) -> RunFolder |
             continue
         try:
             seen = (progress.parent / TRAIN_DIGEST).read_text(encoding="utf-8")
-            same = seen == digest and all(
-                getattr(run_config(other), name) == getattr(config, name) for name in SECTIONS
-            )
+            theirs = run_config(other)
+            same = seen == digest and all(getattr(theirs, name) == getattr(config, name) for name in SECTIONS)
             if same and state_digest(load_file(other.baseline / "weights.safetensors")) == own:
                 seconds = sum(entry["seconds"] for entry in json.loads(progress.read_text(encoding="utf-8")).values())
                 found.append((seconds, other))

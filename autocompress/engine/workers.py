@@ -14,17 +14,6 @@ from pathlib import Path
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, waiting for other processes."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
 def working(folder: Path) -> Iterator[str]:
     """Be a worker of a run: yields its id, whose lock is held until the body or the process ends."""
     folder.mkdir(exist_ok=True)

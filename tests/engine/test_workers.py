@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.engine.workers import exclusive, is_alive, sweep, working
+from autocompress.engine.workers import is_alive, sweep, working
+from autocompress.file_lock import exclusive
 
 WORKER = """
 import sys, time
@@ -121,7 +122,7 @@ def test_a_body_that_raises_frees_both_locks(tmp_path: Path) -> None:
 ADD_ONE = """
 import sys
 from pathlib import Path
-from autocompress.engine.workers import exclusive
+from autocompress.file_lock import exclusive
 total = Path(sys.argv[1])
 for _ in range(200):
     with exclusive(total.with_suffix(".lock")):
@@ -139,7 +140,7 @@ def test_what_is_done_exclusively_is_never_done_at_once(tmp_path: Path) -> None:
 
 
 def test_the_exclusive_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    body = "from autocompress.engine.workers import exclusive\n    with exclusive(Path(sys.argv[1]) / 'ask'):\n        print('held', flush=True); time.sleep(60)"
+    body = "from autocompress.file_lock import exclusive\n    with exclusive(Path(sys.argv[1]) / 'ask'):\n        print('held', flush=True); time.sleep(60)"
     with other_process(tmp_path, body) as (process, _):
         assert process.stdout is not None and process.stdout.readline().strip() == "held"
         waited = threading.Event()
