@@ -169,7 +169,7 @@ class TrainingSection(_Section):
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     random_start_learning_rate: Annotated[float, Field(gt=0)] = 0.15
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["muon", "sgd", "adamw"] = "muon"
     quantized_fraction: Annotated[
         Fraction, Field(description="last part of the steps, with batch norm folded and fake quantisation")
     ] = 0.3

@@ -23,6 +23,7 @@ from autocompress.compression.intermediate import (
     relation_loss,
     width_key,
 )
+from autocompress.compression.muon import FilterMuon, mixes_channels
 from autocompress.data.task import Loss, TaskData
 from autocompress.errors import TrialFailed
 from autocompress.layers import call, classifier_name, input_node, layer_of
@@ -32,6 +33,10 @@ WARM_UP_FRACTION = 0.15
 BATCHES_OF_LIKE_LENGTH = 32
 STEP_RATE = 0.01
 """Learning rate of quantiser steps under AdamW, as a share of the weights'."""
+FILTER_RATE = 1 / 3
+"""Learning rate of filters under Muon, as a share of that of the rest under SGD."""
+FILTER_DECAY = 100
+"""Weight decay of filters under Muon, in units of SGD's, which enters the gradient."""
 FEATURES = "classifier_features"
 """The module of a traced network whose input enters the classifier."""
 CACHE_LIMIT_BYTES = 2**30
@@ -63,7 +68,8 @@ class Acceleration:
 class Schedule:
     """Budget and optimiser of one training phase, under a one-cycle cosine rate.
 
-    ``optimizer`` is ``sgd`` (with Nesterov momentum) or ``adamw``.
+    ``optimizer`` is ``muon`` (for filters of convolutions; SGD for the rest), ``sgd`` (with Nesterov momentum) or
+    ``adamw``.
     """
 
     steps: int
@@ -71,7 +77,7 @@ class Schedule:
     batch_size: int
     weight_decay: float
     seed: int
-    optimizer: str = "sgd"
+    optimizer: str = "muon"
     acceleration: Acceleration = Acceleration()
     each_batch: Callable[[], AbstractContextManager[object]] = nullcontext
 
@@ -134,6 +140,11 @@ class Teacher:
         rows, width = len(data.train), self._width + self.feature_width
         fits = views * rows * width * 2 <= CACHE_LIMIT_BYTES
         self._table = torch.full((views, rows, width), math.nan, dtype=torch.float16) if fits else None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a view costs the teacher's time only once."""
+        return self._table is not None
 
     def outputs(self, indices: Tensor, view: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Outputs (batch, ...) and features (batch, width) in float32 for the given train rows."""
@@ -229,6 +240,14 @@ def index_stream(
         epoch += 1
 
 
+def worthwhile_views(views: int, epochs: float) -> int:
+    """Of so many views, those that a training should use: it sees each twice at least, and has two.
+
+    A new view costs the teacher's time, which for a small student is as much as its own (docs/log.md).
+    """
+    return min(views, max(2, int(epochs / 2)))
+
+
 def train_(
     student: nn.Module,
     data: TaskData,
@@ -253,16 +272,22 @@ def train_(
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     lessons = _Lessons(student, teacher, data, spec)
     parameters = [p for p in (*student.parameters(), *lessons.regressors.to(device).parameters()) if p.requires_grad]
-    optimiser = _optimiser(student, parameters, schedule)
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        max_lr=[group["lr"] for group in optimiser.param_groups],
-        total_steps=schedule.steps + 1,
-        pct_start=WARM_UP_FRACTION,
-        cycle_momentum=False,
-    )
+    optimisers = _optimisers(student, parameters, schedule)
+    rates = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimiser,
+            max_lr=[group["lr"] for group in optimiser.param_groups],
+            total_steps=schedule.steps + 1,
+            pct_start=WARM_UP_FRACTION,
+            cycle_momentum=False,
+        )
+        for optimiser in optimisers
+    ]
     student.train()
-    stream = index_stream(len(data.train), schedule.batch_size, views, schedule.seed, data.train_lengths)
+    rows = len(data.train)
+    if teacher is not None and teacher.remembers:
+        views = worthwhile_views(views, schedule.steps * schedule.batch_size / rows)
+    stream = index_stream(rows, schedule.batch_size, views, schedule.seed, data.train_lengths)
     with captured_features(student) as features, captured(student, lessons.points) as inside:
         for _, (indices, view) in zip(range(schedule.steps), stream, strict=False):
             with schedule.each_batch():
@@ -272,11 +297,13 @@ def train_(
                 loss = lessons.loss(outputs, labels, features, inside, (indices, view, inputs))
                 features.clear()
                 inside.attention.clear()
-                optimiser.zero_grad()
+                student.zero_grad()
+                lessons.regressors.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(parameters, 5.0)
-                optimiser.step()
-                rate.step()
+                for optimiser, rate in zip(optimisers, rates, strict=True):
+                    optimiser.step()
+                    rate.step()
     if not math.isfinite(loss.item()):
         raise TrialFailed(
             "training",
@@ -349,10 +376,19 @@ class _Lessons:
         return loss
 
 
-def _optimiser(student: nn.Module, parameters: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    if schedule.optimizer == "sgd":
-        groups = _with_decay_on_weights(parameters, schedule.weight_decay)
-        return torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=0.9, nesterov=True)
+def _optimisers(student: nn.Module, parameters: list[nn.Parameter], schedule: Schedule) -> list[torch.optim.Optimizer]:
+    if schedule.optimizer == "adamw":
+        return [_adamw(student, parameters, schedule)]
+    filters = [p for p in parameters if mixes_channels(p)] if schedule.optimizer == "muon" else []
+    known = {id(p) for p in filters}
+    groups = _with_decay_on_weights([p for p in parameters if id(p) not in known], schedule.weight_decay)
+    sgd = torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=0.9, nesterov=True)
+    if not filters:
+        return [sgd]
+    return [sgd, FilterMuon(filters, schedule.learning_rate * FILTER_RATE, schedule.weight_decay * FILTER_DECAY)]
+
+
+def _adamw(student: nn.Module, parameters: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
     steps = {id(p) for name, p in student.named_parameters() if name.endswith(".step") and "parametrizations" in name}
     groups = _with_decay_on_weights([p for p in parameters if id(p) not in steps], schedule.weight_decay)
     # Adam moves every parameter by the rate, whatever its size, and a grid's step is far smaller than a weight

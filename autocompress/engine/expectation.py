@@ -1,12 +1,14 @@
 """What training will make of a candidate: corrected cheap scores, and learning curves.
 
 The drop of a member of the shared weights is not the drop of a trained file. A ridge regression of the trained drop
-on the member's, around a prior, is fitted as pairs arrive. From then on a drop falls with training time as a power
-law (Hestness et al. 2017, Deep Learning Scaling is Predictable).
+on the member's, around a prior, is fitted as pairs arrive. From then on what can still be gained falls with training
+time as a power law (Hestness et al. 2017, Deep Learning Scaling is Predictable), whose exponent each family has of
+its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +22,11 @@ KEPT_SHARE = 0.3
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
-EXPONENT = 0.5
-"""Of the power law: training for twice as long leaves 70 % of the drop."""
+EXPONENTS = {"base": 0.4, "space": 0.6}
+"""Of the power law, before any training that went on is known; what starts at random learns for longer."""
+EXPONENT_RANGE = (0.05, 1.5)
+ROOM_POINTS = 2.0
+"""How far beyond its teacher a student is thought to come in the end."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,35 @@ def trained_seconds(candidate: Candidate, candidates: Sequence[Candidate]) -> fl
         current = by_trial[current.parent]
 
 
-def drop_after(drop_points: float, spent_s: float, more_s: float) -> float:
-    """Expected drop when a candidate is trained on for ``more_s`` seconds."""
-    if drop_points <= 0:
+def fit_exponents(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Exponent of each family's learning curve: the mean of the prior and of all trainings that went on."""
+    by_trial = {c.trial: c for c in candidates}
+    seen = {family: [prior] for family, prior in EXPONENTS.items()}
+    for c in candidates:
+        parent = by_trial.get(c.parent) if c.origin is Origin.CONTINUED and c.parent is not None else None
+        if parent is None:
+            continue
+        before, after = _room(parent), _room(c)
+        times = trained_seconds(parent, candidates), trained_seconds(c, candidates)
+        if before and after and 0 < times[0] < times[1]:
+            found = math.log(before / after) / math.log(times[1] / times[0])
+            seen[c.plan.architecture.family].append(min(max(found, EXPONENT_RANGE[0]), EXPONENT_RANGE[1]))
+    return {family: sum(found) / len(found) for family, found in seen.items()}
+
+
+def _room(candidate: Candidate) -> float | None:
+    """Points that a measured candidate can still gain."""
+    measured = None if candidate.measurement is None else candidate.measurement.validation
+    return None if measured is None else max(0.0, measured.drop_points + ROOM_POINTS) or None
+
+
+def drop_after(drop_points: float, spent_s: float, more_s: float, exponent: float) -> float:
+    """Expected drop when a candidate that was trained for ``spent_s`` seconds is trained on for ``more_s``."""
+    room = drop_points + ROOM_POINTS
+    if room <= 0:
         return drop_points
     spent = max(spent_s, 1.0)
-    return drop_points * float((spent / (spent + more_s)) ** EXPONENT)
+    return room * float((spent / (spent + more_s)) ** exponent) - ROOM_POINTS
 
 
 def can_go_on(candidate: Candidate) -> bool:

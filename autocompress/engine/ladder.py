@@ -24,15 +24,17 @@ from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.deploy.latency_table import LatencyTable
-from autocompress.engine.expectation import KEPT_SHARE, fit_expectation, trained_seconds
+from autocompress.engine.expectation import KEPT_SHARE, fit_expectation, fit_exponents, trained_seconds
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import mutated
-from autocompress.engine.pareto import hypervolume
+from autocompress.engine.pareto import ObjectiveVector, hypervolume
 from autocompress.engine.prediction import Predictor, make_predictor
 from autocompress.engine.promotion import (
     LEAST_ESTIMATES,
     climbing_order,
+    hoped_for,
+    leaves,
     next_to_polish,
     next_to_promote,
     next_to_train_on,
@@ -57,8 +59,8 @@ from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.plan import DistillationSpec, Plan, TrainingSpec
 
-FIRST_SHARES = {"share": 0.50, "estimate": 0.10, "promote": 0.20, "train_on": 0.20}
-LAST_SHARES = {"share": 0.25, "estimate": 0.08, "promote": 0.25, "train_on": 0.42}
+FIRST_SHARES = {"share": 0.25, "estimate": 0.10, "promote": 0.25, "train_on": 0.40}
+LAST_SHARES = {"share": 0.12, "estimate": 0.06, "promote": 0.17, "train_on": 0.65}
 """Of the time so far, at the beginning and at the end: training the shared weights, estimating, short and long trainings.
 
 What is trained alone does not help the others, and short trainings from good shared weights overtake long ones that
@@ -68,7 +70,7 @@ SHARED_UNTIL = 0.7
 """Progress after which the shared weights are good enough."""
 MUTATE_FROM = 0.4
 """Progress after which every second new plan is a front member with one decision changed."""
-LENGTHS = {"share": 0.15, "promote": 0.08, "train_on": 0.25}
+LENGTHS = {"share": 0.12, "promote": 0.10, "train_on": 0.40}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
 LONGER = 3
@@ -79,13 +81,11 @@ LINEAGES = 3
 """Candidates that the long training to come is expected to be spent on: what they may reach with it decides."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
-LEAST_CYCLES = 3
+LEAST_CYCLES = 2
 START_UP_ESTIMATES = 12
 """Random plans before the sampler's model steers: they are cheap."""
 STALE = 24
 POOL, FEW = 12, 4
-SECOND_FAMILY_AFTER = 500
-"""Steps of the base's shared weights after which the model space takes part: until then its members say nothing."""
 TRAILING_SHARE = 1 / 6
 LENIENT_REFERENCE = (50.0, 0.0, 0.0)
 """Where families are compared before any member is near the base."""
@@ -109,12 +109,6 @@ class Ladder:
     def families(self) -> tuple[str, ...]:
         """Families of the study."""
         return self.guide.families
-
-    def guide_now(self) -> Guide:
-        """The guide, which leaves the model space out in the beginning."""
-        first = self.families[:1]
-        steps = self.shared.record().get(first[0], {"steps": 0})["steps"]
-        return self.guide if steps >= SECOND_FAMILY_AFTER else replace(self.guide, families=first)
 
 
 def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
@@ -171,7 +165,7 @@ def first_plans(ladder: Ladder) -> list[NamedPlan]:
     path = ladder.shared.folder / "taken_from.json"
     taken = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     known = [NamedPlan(entry["name"], Plan.model_validate(entry["plan"]), None) for entry in taken]
-    return [*known, *(solver_plans(ladder.guide) if ladder.session.space.section.base else ())]
+    return [*known, *solver_plans(ladder.guide)]
 
 
 def plan_and_name(named: NamedPlan) -> dict[str, Any]:
@@ -205,7 +199,7 @@ def climb(ladder: Ladder) -> bool:
         estimates_next = bool(waiting) and waiting[0].user_attrs.get("rung") == "estimate"
         too_early = estimates_next and _is_cold(ladder)
         trial = ask(session, START_UP_ESTIMATES) if waiting and not too_early else None
-    session.suggests = ladder.guide_now()
+    session.suggests = ladder.guide
     if trial is None:
         exhausted = _is_exhausted(ladder, candidates)
         for action in _in_order_of_need(ladder, candidates, progress):
@@ -265,8 +259,9 @@ def _is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
 
 
 def _is_cold(ladder: Ladder) -> bool:
-    """Whether the shared weights say nothing yet."""
-    return sum(entry["cycles"] for entry in ladder.shared.record().values()) < LEAST_CYCLES
+    """Whether the shared weights of a family say nothing yet."""
+    record = ladder.shared.record()
+    return any(record.get(name, {"cycles": 0})["cycles"] < LEAST_CYCLES for name in ladder.families)
 
 
 def _nearly_over(ladder: Ladder) -> bool:
@@ -303,21 +298,22 @@ def _share(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
 
 
 def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: float) -> tuple[str, float]:
-    """The family that leads by the hypervolume of its scores; one that trails gets a small part of its time.
+    """The family that leads by what its trained members may reach; one that trails gets a small part of its time.
 
     Returns:
         The family, and the seconds of its cycle.
     """
-    families, record = ladder.guide_now().families, ladder.shared.record()
-    seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in families}
-
-    def lead(family: str) -> float:
-        points = [objectives(c) for c in candidates if c.plan.architecture.family == family]
-        return hypervolume([point for point in points if point is not None], LENIENT_REFERENCE)
-
-    leader = max(families, key=lead)
+    record = ladder.shared.record()
+    seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
+    exponents, horizon = fit_exponents(candidates), _seconds_to_come(ladder.session) / LINEAGES
+    hopes: dict[str, list[ObjectiveVector]] = {name: [] for name in ladder.families}
+    for c in leaves(candidates):
+        hopes[c.plan.architecture.family].append(hoped_for(c, candidates, horizon, exponents))
+    if not all(hopes.values()):
+        return min(seconds, key=lambda name: seconds[name]), length
+    leader = max(hopes, key=lambda name: hypervolume(hopes[name], LENIENT_REFERENCE))
     short = TRAILING_SHARE * length
-    for name in families:
+    for name in ladder.families:
         if name != leader and seconds[name] + short < TRAILING_SHARE * seconds[leader]:
             return name, short
     return leader, length
@@ -330,17 +326,29 @@ def _pool(ladder: Ladder, candidates: Sequence[Candidate], family: str) -> list[
     ]
     own = [c for c, point in known if point is not None]
     points = [point for _, point in known if point is not None]
-    best = [own[k].plan for k in climbing_order(points, [])[: 2 * POOL // 3]]
+    best = [own[k].plan for k in climbing_order(points, [])] or _waiting(ladder, family)
+    best = best[: 2 * POOL // 3]
     cycle = int(ladder.shared.record().get(family, {}).get("cycles", 0))
     # a network of the model space must be built and traced to be drawn
     count = POOL - len(best) if family == "base" else FEW
-    fresh = _drawn(ladder, family, count, ladder.session.config.study.seed + 31 * cycle)
+    fresh = _drawn(ladder, family, count, ladder.session.config.study.seed + 31 * cycle, strict=bool(best))
     costs = {id(plan): ladder.predictor.macs(plan) for plan in (*best, *fresh)}
     return sorted([*best, *fresh], key=lambda plan: -costs[id(plan)])
 
 
-def _drawn(ladder: Ladder, family: str, count: int, seed: int) -> list[Plan]:
-    """Random plans of one family that the tables let pass, as far as they are found quickly."""
+def _waiting(ladder: Ladder, family: str) -> list[Plan]:
+    """Plans that are enqueued to be estimated."""
+    trials = ladder.session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    plans = [Plan.model_validate_json(t.user_attrs["plan"]) for t in trials if t.user_attrs.get("rung") == "estimate"]
+    return [plan for plan in plans if plan.architecture.family == family and not _beyond(ladder, plan)[0]]
+
+
+def _drawn(ladder: Ladder, family: str, count: int, seed: int, strict: bool) -> list[Plan]:
+    """Random plans of one family that the tables let pass, as far as they are found quickly.
+
+    Args:
+        strict: no others where too few are found.
+    """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     guide = replace(ladder.guide, bit_errors=lambda plan: {})  # bits need not be good to be trained
     found: list[Plan] = []
@@ -350,7 +358,7 @@ def _drawn(ladder: Ladder, family: str, count: int, seed: int) -> list[Plan]:
         (rest if _beyond(ladder, plan)[0] else found).append(plan)
         if len(found) == count:
             break
-    return [*found, *rest][:count]
+    return found if strict else [*found, *rest][:count]
 
 
 class OfFamily(PerLayer):
@@ -452,7 +460,9 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     horizon = max(seconds, _seconds_to_come(session) / LINEAGES)
     if action == "promote":
         least = 1 if _is_exhausted(ladder, candidates) else LEAST_ESTIMATES
-        parent = next_to_promote(candidates, busy, seconds, horizon, least)
+        shorts = {"base": seconds, "space": seconds * session.config.training.random_start_factor}
+        parent = next_to_promote(candidates, busy, shorts, horizon, least)
+        seconds = seconds if parent is None else shorts[parent.plan.architecture.family]
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
@@ -490,11 +500,14 @@ def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds:
     """
     if ladder.session.config.study.timeout_s is None:
         return plan.training.steps * (1 if action == "promote" else LONGER)
-    rates = [
-        c.stage_seconds["train"] / c.plan.training.steps / ladder.predictor.macs(c.plan)
+    family = plan.architecture.family
+    rates = {
+        c.trial: c.stage_seconds["train"] / c.plan.training.steps / ladder.predictor.macs(c.plan)
         for c in candidates
         if c.state is State.COMPLETE and c.plan.training.steps > 0
-    ]
-    record = ladder.shared.record().values()
-    rates = rates or [entry["seconds_per_step"] / entry["macs"] for entry in record if entry["macs"]]
-    return int(seconds / (statistics.median(rates) * ladder.predictor.macs(plan))) if rates else plan.training.steps
+    }
+    record = ladder.shared.record()
+    shared = [record[name] for name in (family, *record) if name in record and record[name]["macs"]]
+    seen = [rates[c.trial] for c in candidates if c.trial in rates and c.plan.architecture.family == family]
+    seen = seen or [entry["seconds_per_step"] / entry["macs"] for entry in shared[:1]] or list(rates.values())
+    return int(seconds / (statistics.median(seen) * ladder.predictor.macs(plan))) if seen else plan.training.steps

@@ -7,15 +7,18 @@ the hypervolume that a point adds as the spread: of two neighbours only one adds
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autocompress.candidate import Candidate, State
-from autocompress.engine.expectation import can_go_on, drop_after, trained_seconds
+from autocompress.candidate import Candidate, Origin, State
+from autocompress.engine.expectation import can_go_on, drop_after, fit_exponents, trained_seconds
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
 
 CONTENDERS = 256
+FIRST_OF_FAMILY = 1
+"""Members of each family that are promoted before families are compared."""
 LEAST_ESTIMATES = 8
 """Estimates that must wait before one of them is promoted."""
 
@@ -36,13 +39,17 @@ def climbing_order(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveV
 
 
 def next_to_promote(
-    candidates: Sequence[Candidate], busy: set[int], short: float, seconds: float, least: int = LEAST_ESTIMATES
+    candidates: Sequence[Candidate],
+    busy: set[int],
+    shorts: Mapping[str, float],
+    seconds: float,
+    least: int = LEAST_ESTIMATES,
 ) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
 
     Args:
         busy: trials that are being promoted or trained on.
-        short: seconds of the training that a newcomer gets.
+        shorts: seconds of the training that a newcomer of each family gets.
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
         least: estimates that must wait.
@@ -52,9 +59,20 @@ def next_to_promote(
     waiting = [c for c in candidates if _waits(c) and c.trial not in gone and _decisions(c) not in trained]
     if len(waiting) < least:
         return None
-    taken = [hoped_for(c, candidates, seconds) for c in leaves(candidates)]
-    points = [_estimated(c, candidates, short, seconds) for c in waiting]
+    waiting = _of_untried_families(waiting, candidates)
+    exponents = fit_exponents(candidates)
+    taken = [hoped_for(c, candidates, seconds, exponents) for c in leaves(candidates)]
+    points = [_estimated(c, candidates, shorts, seconds, exponents) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
+
+
+def _of_untried_families(waiting: Sequence[Candidate], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those of the family that was promoted least, until each was; scores of shared weights do not compare families."""
+    promoted = Counter(c.plan.architecture.family for c in candidates if c.origin is Origin.PROMOTED)
+    least = min(promoted[c.plan.architecture.family] for c in waiting)
+    if least >= FIRST_OF_FAMILY:
+        return list(waiting)
+    return [c for c in waiting if promoted[c.plan.architecture.family] == least]
 
 
 def next_to_train_on(
@@ -70,7 +88,8 @@ def next_to_train_on(
     free = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
     free = [c for c in free if trained_seconds(c, candidates) <= most_spent]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    points = [hoped_for(c, candidates, seconds) for c in free]
+    exponents = fit_exponents(candidates)
+    points = [hoped_for(c, candidates, seconds, exponents) for c in free]
     return free[climbing_order(points, taken)[0]] if free else None
 
 
@@ -107,10 +126,17 @@ def _climbed(candidates: Sequence[Candidate], busy: set[int]) -> set[int]:
     return busy | {c.parent for c in candidates if c.parent is not None and c.state is not State.ESTIMATED}
 
 
-def hoped_for(candidate: Candidate, candidates: Sequence[Candidate], seconds: float) -> ObjectiveVector:
-    """Objectives of a trained candidate when it is trained on."""
+def hoped_for(
+    candidate: Candidate, candidates: Sequence[Candidate], seconds: float, exponents: Mapping[str, float]
+) -> ObjectiveVector:
+    """Objectives of a trained candidate when it is trained on.
+
+    Args:
+        exponents: of the learning curve of each family.
+    """
     drop, size, latency = _vector(candidate)
-    return drop_after(drop, trained_seconds(candidate, candidates), seconds), size, latency
+    exponent = exponents[candidate.plan.architecture.family]
+    return drop_after(drop, trained_seconds(candidate, candidates), seconds, exponent), size, latency
 
 
 def _decisions(candidate: Candidate) -> str:
@@ -126,12 +152,19 @@ def _waits(candidate: Candidate) -> bool:
     )
 
 
-def _estimated(candidate: Candidate, candidates: Sequence[Candidate], short: float, seconds: float) -> ObjectiveVector:
+def _estimated(
+    candidate: Candidate,
+    candidates: Sequence[Candidate],
+    shorts: Mapping[str, float],
+    seconds: float,
+    exponents: Mapping[str, float],
+) -> ObjectiveVector:
     """Objectives of an estimated candidate when it is trained for long."""
     point = objectives(candidate)
     assert point is not None
-    spent = short + trained_seconds(candidate, candidates)
-    return drop_after(point[0], spent, seconds), *point[1:]
+    family = candidate.plan.architecture.family
+    spent = shorts[family] + trained_seconds(candidate, candidates)
+    return drop_after(point[0], spent, seconds, exponents[family]), *point[1:]
 
 
 def _vector(candidate: Candidate) -> ObjectiveVector:

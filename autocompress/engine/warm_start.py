@@ -17,9 +17,10 @@ from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.pareto import front
 from autocompress.engine.run_folder import RunFolder, read_candidates, run_config, write_json
 from autocompress.engine.space import NamedPlan
+from autocompress.engine.space_front import space_front
 from autocompress.errors import AutocompressError
 from autocompress.models import state_digest
-from autocompress.plan import DistillationSpec, Plan, TrainingSpec
+from autocompress.plan import DistillationSpec, Plan, PruningSpec, TrainingSpec
 
 SPEEDUPS, FACTORS = (1.15, 1.8, 2.8), (1.3, 2.4)
 """Targets of the solver's plans, in units of the easiest ones."""
@@ -30,7 +31,7 @@ SECTIONS = ("model", "data", "task", "training", "space", "target")
 
 
 def solver_plans(guide: Guide) -> Iterator[NamedPlan]:
-    """Shrunken bases that the tables think best for a few targets."""
+    """For a few targets the shrunken base and the member of the model space that the tables think best."""
     speedup, smaller = guide.easiest()
     low, high = guide.bits_range()
     section = guide.space.section
@@ -41,15 +42,19 @@ def solver_plans(guide: Guide) -> Iterator[NamedPlan]:
         hidden_weight=section.hidden_weight[0],
         relation_weight=section.relation_weight[0],
     )
+    speedups = [speedup * faster for faster in SPEEDUPS]
+    members = space_front(guide, speedups, guide.space.seed) if "space" in guide.families else []
     seen: list[Plan] = []
-    for faster in SPEEDUPS:
+    for place, faster in enumerate(speedups):
         for factor in FACTORS:
-            targets = Targets(speedup * faster, smaller * factor, (low * high) ** 0.5)
-            name = f"solver, {targets.speedup:.1f}x faster and {targets.smaller:.1f}x smaller"
-            plan = guide.base_plan(targets, distillation, 0)
-            if plan not in seen:  # a small network has few
-                seen.append(plan)
-                yield NamedPlan(name, plan, None)
+            targets = Targets(faster, smaller * factor, (low * high) ** 0.5)
+            plans = [guide.base_plan(targets, distillation, 0)] if section.base else []
+            plans += [guide.space_plan(m, PruningSpec(), targets, distillation, 0) for m in members[place : place + 1]]
+            for plan in plans:
+                if plan not in seen:  # a small network has few
+                    seen.append(plan)
+                    name = f"solver, {faster:.1f}x faster and {targets.smaller:.1f}x smaller"
+                    yield NamedPlan(name, plan, None)
 
 
 def train_digest(data: TaskData) -> str:

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from autocompress.candidate import Accuracy, Candidate, Estimate, Measurement, Origin, State
 from autocompress.engine.expectation import (
+    EXPONENTS,
     KEPT_SHARE,
+    ROOM_POINTS,
     Expectation,
     can_go_on,
     drop_after,
     fit_expectation,
+    fit_exponents,
     trained_seconds,
 )
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
@@ -99,24 +102,56 @@ def test_trained_networks_with_other_bits_are_no_pairs() -> None:
 
 @given(st.floats(0.01, 20.0), st.floats(0.0, 1000.0), st.lists(st.floats(0.0, 5000.0), min_size=2, max_size=6))
 def test_longer_training_leaves_less(drop: float, spent: float, more: list[float]) -> None:
-    left = [drop_after(drop, spent, seconds) for seconds in sorted(more)]
+    left = [drop_after(drop, spent, seconds, 0.5) for seconds in sorted(more)]
     assert all(later <= earlier for earlier, later in itertools.pairwise(left))
-    assert all(0.0 < value <= drop for value in left)
+    assert all(-ROOM_POINTS < value <= drop + 1e-9 for value in left)
 
 
 @given(st.floats(-5.0, 20.0), st.floats(0.0, 1000.0))
 def test_no_training_changes_nothing(drop: float, spent: float) -> None:
-    assert drop_after(drop, spent, 0.0) == pytest.approx(drop)
+    assert drop_after(drop, spent, 0.0, 0.5) == pytest.approx(drop)
 
 
 def test_the_longer_the_training_behind_the_less_the_same_time_brings() -> None:
-    gains = [5.0 - drop_after(5.0, spent, 60.0) for spent in (10.0, 60.0, 600.0)]
+    gains = [5.0 - drop_after(5.0, spent, 60.0, 0.5) for spent in (10.0, 60.0, 600.0)]
     assert gains == sorted(gains, reverse=True)
     assert gains[0] > 2 * gains[2] > 0
 
 
-def test_what_is_better_than_the_base_stays_so() -> None:
-    assert drop_after(-0.5, 10.0, 100.0) == -0.5
+def test_what_has_no_room_left_stays_as_it_is() -> None:
+    assert drop_after(-ROOM_POINTS - 0.5, 10.0, 100.0, 0.5) == -ROOM_POINTS - 0.5
+
+
+# Learning curves
+
+
+def lineage(family: str, drops: list[float], seconds: list[float], first: int = 0) -> list[Candidate]:
+    """A candidate that was promoted, and what was continued from it."""
+    found: list[Candidate] = []
+    for place, (drop, spent) in enumerate(zip(drops, seconds, strict=True)):
+        _, file = pair(first, 50.0, drop, family=family, origin=Origin.CONTINUED if place else Origin.PROMOTED)
+        parent = found[-1].trial if found else None
+        found.append(
+            file.model_copy(update={"trial": first + place, "parent": parent, "stage_seconds": {"train": spent}})
+        )
+    return found
+
+
+def test_without_a_training_that_went_on_the_prior_counts() -> None:
+    assert fit_exponents([]) == EXPONENTS
+    assert fit_exponents(lineage("space", [9.0], [10.0])) == EXPONENTS
+
+
+@pytest.mark.parametrize("family", ["base", "space"])
+def test_exponents_come_near_the_curve_that_was_seen(family: str) -> None:
+    """Drops that lie on a curve of exponent 1 pull the exponent of their family there, and of no other."""
+    drops = [16.0 / 2**k - ROOM_POINTS for k in range(8)]
+    seconds = [10.0, *(10.0 * 2**k for k in range(7))]  # in all 10, 20, 40, ...
+    found = fit_exponents(lineage(family, drops, seconds))
+    assert found[family] == pytest.approx((EXPONENTS[family] + 7) / 8, abs=0.02)
+    (other,) = set(EXPONENTS) - {family}
+    assert found[other] == EXPONENTS[other]
+    assert drop_after(drops[0], 10.0, 10.0, 1.0) == pytest.approx(drops[1])
 
 
 def test_training_counts_with_that_of_all_ancestors() -> None:

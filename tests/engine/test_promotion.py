@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.candidate import Accuracy, Candidate, Estimate, Latency, Measurement, Origin, State
+from autocompress.engine.expectation import EXPONENTS
 from autocompress.engine.pareto import REFERENCE_POINT, ObjectiveVector
 from autocompress.engine.promotion import (
     LEAST_ESTIMATES,
@@ -27,7 +28,7 @@ from autocompress.plan import Plan, PruningSpec, TrainingSpec
 
 grid = st.tuples(st.integers(-4, 12), st.integers(-12, 2), st.integers(-12, 2))
 points_of = st.lists(grid.map(lambda p: (p[0] / 4, p[1] / 4, p[2] / 4)), min_size=1, max_size=7)
-SHORT, SECONDS = 15.0, 60.0
+SHORT, SECONDS = {"base": 15.0, "space": 30.0}, 60.0
 
 
 def plan_of(trial: int, steps: int = 300) -> Plan:
@@ -225,8 +226,8 @@ def test_each_file_is_trained_on_once() -> None:
 def test_hopes_shrink_with_the_training_behind() -> None:
     first = trained(0, 1.0, seconds=10.0)
     long_trained = trained(1, 1.0, seconds=500.0)
-    drop, size, latency = hoped_for(first, [first, long_trained], SECONDS)
-    assert drop < hoped_for(long_trained, [first, long_trained], SECONDS)[0] < 1.0
+    drop, size, latency = hoped_for(first, [first, long_trained], SECONDS, EXPONENTS)
+    assert drop < hoped_for(long_trained, [first, long_trained], SECONDS, EXPONENTS)[0] < 1.0
     assert (size, latency) == pytest.approx((math.log(0.1), math.log(0.1)))
 
 

@@ -1,0 +1,54 @@
+"""Members of a model space that the tables alone find worth a try: the most multiplications for their latency.
+
+At equal latency the network that computes more is the more accurate one far more often than not (Ning et al. 2021,
+Evaluating Efficient Performance Estimators of Neural Architectures, section 5), and both numbers are known without
+training. A stock sampler looks for the trade-off between them; which member is best, shared weights and training say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import optuna
+
+from autocompress.engine.guided import Guide
+from autocompress.engine.space import PerLayer
+from autocompress.operators import arithmetic_of
+from autocompress.plan import ArchitectureSpec, Plan
+
+MEMBERS, SECONDS = 60, 30.0
+"""To look at, at most: one must be built and traced."""
+EXCESS = "excess"
+
+
+def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[ArchitectureSpec]:
+    """For each speed-up the member with most multiplications that reaches it at the usual precision, once each.
+
+    Args:
+        speedups: over the baseline.
+    """
+    sampler = optuna.samplers.TPESampler(
+        n_startup_trials=MEMBERS // 4, seed=seed, constraints_func=lambda trial: (trial.user_attrs[EXCESS],)
+    )
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
+    found: dict[int, ArchitectureSpec] = {}
+    predictor, usual = guide.predictor, arithmetic_of(guide.predictor.usual)
+    low, high = guide.bits_range()
+    most_weights = 8 * guide.baseline.size_bytes / guide.easiest()[1] / (low * high) ** 0.5
+
+    def measure(trial: optuna.Trial) -> tuple[float, float]:
+        _, found[trial.number] = guide.space.draw_member(PerLayer(trial))
+        plan = Plan(architecture=found[trial.number])
+        operators = [o.computed_in(usual) if o.layer else o for o in predictor.operators(plan)]
+        weights = sum(math.prod(o.weight) for o in operators if o.layer)
+        trial.set_user_attr(EXCESS, weights / most_weights - 1)
+        return predictor.macs(plan), 1 / predictor.latency_ratio(operators)
+
+    study.optimize(measure, n_trials=MEMBERS, timeout=SECONDS)
+    best: list[ArchitectureSpec] = []
+    for target in speedups:
+        fast = [t for t in study.best_trials if t.values[1] >= target]
+        if fast:
+            best.append(found[max(fast, key=lambda t: t.values[0]).number])
+    return [architecture for place, architecture in enumerate(best) if architecture not in best[:place]]
