@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from autocompress.compression.inner_widths import InnerWidth
 from autocompress.compression.pruning import with_units
+from autocompress.errors import TrialFailed
 from autocompress.layers import call
 from autocompress.plan import Precision
 
@@ -169,13 +170,22 @@ class SharedWeights(nn.Module):
         """Make room for a network's parameters; what is new starts as the network's own values.
 
         Where a tensor grows, the new part is drawn with the mean and the spread of the network's.
+
+        Raises:
+            TrialFailed: a tensor has another number of dimensions than that of the same name.
         """
         for name, parameter in network.named_parameters():
             key, own = name.replace(".", SEPARATOR), parameter.detach()
             known = self._parameters.get(key)
             if known is None:
                 self.register_parameter(key, nn.Parameter(own.clone()))
-            elif known.dim() == own.dim() and any(a < b for a, b in zip(known.shape, own.shape, strict=True)):
+            elif known.dim() != own.dim():
+                raise TrialFailed(
+                    "sharing",
+                    f"tensors that share weights have one number of dimensions; {name} has {own.dim()} here and "
+                    f'{known.dim()} in another member; give the layers two names, or use engine = "plain"',
+                )
+            elif any(a < b for a, b in zip(known.shape, own.shape, strict=True)):
                 shape = [max(sizes) for sizes in zip(known.shape, own.shape, strict=True)]
                 grown = torch.empty(shape).normal_(float(own.mean()), float(own.std()) if own.numel() > 1 else 0.0)
                 Part(tuple(own.shape)).of(grown).copy_(own)
@@ -186,16 +196,6 @@ class SharedWeights(nn.Module):
         """Take the tensors of a state as parameters."""
         for key, value in state.items():
             self.register_parameter(key, nn.Parameter(value))
-
-    def covers(self, member: Member) -> bool:
-        """Whether a member's parameters are all parts of these."""
-        shared = {name.replace(".", SEPARATOR): part.shape for name, part in member.parts.items()}
-        return all(
-            key in self._parameters
-            and len(shape) == self._parameters[key].dim()  # type: ignore[union-attr]
-            and all(a <= b for a, b in zip(shape, self._parameters[key].shape, strict=True))  # type: ignore[union-attr]
-            for key, shape in shared.items()
-        )
 
     def of(self, member: Member, rounded: bool = True) -> dict[str, Tensor]:
         """A member's parameters by name, rounded as it rounds them or not at all."""

@@ -39,6 +39,7 @@ from autocompress.engine.promotion import (
     next_to_promote,
     next_to_train_on,
     objectives,
+    untried_families,
 )
 from autocompress.engine.run_folder import read_candidates, write_json
 from autocompress.engine.session import Session, ask, running_trials
@@ -230,6 +231,8 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
         return list(FIRST_SHARES)
     climbed = [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
+    if untried_families(candidates):  # before time is spent on what may be the worse one
+        return ["promote", "estimate"]
     if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
     spent = {

@@ -7,7 +7,6 @@ the hypervolume that a point adds as the spread: of two neighbours only one adds
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,8 +16,6 @@ from autocompress.engine.expectation import can_go_on, drop_after, fit_exponents
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
 
 CONTENDERS = 256
-FIRST_OF_FAMILY = 1
-"""Members of each family that are promoted before families are compared."""
 LEAST_ESTIMATES = 8
 """Estimates that must wait before one of them is promoted."""
 
@@ -59,20 +56,19 @@ def next_to_promote(
     waiting = [c for c in candidates if _waits(c) and c.trial not in gone and _decisions(c) not in trained]
     if len(waiting) < least:
         return None
-    waiting = _of_untried_families(waiting, candidates)
+    # scores of two sets of shared weights, of which one began at random, are no comparison
+    untried = untried_families(candidates)
+    waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     exponents = fit_exponents(candidates)
     taken = [hoped_for(c, candidates, seconds, exponents) for c in leaves(candidates)]
     points = [_estimated(c, candidates, shorts, seconds, exponents) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
 
 
-def _of_untried_families(waiting: Sequence[Candidate], candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those of the family that was promoted least, until each was; scores of shared weights do not compare families."""
-    promoted = Counter(c.plan.architecture.family for c in candidates if c.origin is Origin.PROMOTED)
-    least = min(promoted[c.plan.architecture.family] for c in waiting)
-    if least >= FIRST_OF_FAMILY:
-        return list(waiting)
-    return [c for c in waiting if promoted[c.plan.architecture.family] == least]
+def untried_families(candidates: Sequence[Candidate]) -> set[str]:
+    """Families of which something waits and nothing was promoted."""
+    tried = {c.plan.architecture.family for c in candidates if c.origin is Origin.PROMOTED}
+    return {c.plan.architecture.family for c in candidates if _waits(c)} - tried
 
 
 def next_to_train_on(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,7 +104,7 @@ class Shared:
             shared, record = self.of(family), self.record()
             mine = record.get(family, {"cycles": 0, "steps": 0, "seconds": 0.0, "seconds_per_step": 0.0, "macs": 0.0})
             begun = time.perf_counter()
-            members = [build_member(self.bench, plan, shared) for plan in plans]
+            members = list(self._members(plans, shared))
             per_step = mine["seconds_per_step"]
             steps = max(FIRST_STEPS, int(seconds / per_step)) if per_step else FIRST_STEPS
             trained = time.perf_counter()
@@ -130,6 +131,12 @@ class Shared:
             write_json(self.folder / "progress.json", record)
             self._known[family] = int(record[family]["cycles"])
             self._bit_errors.clear()
+
+    def _members(self, plans: Sequence[Plan], shared: SharedWeights) -> Iterator[Member]:
+        """All that can share; the first one decides what shapes are shared."""
+        for plan in plans:
+            with suppress(TrialFailed):
+                yield build_member(self.bench, plan, shared)
 
     def _schedule(self, family: str, steps: int, cycle: int) -> Schedule:
         settings = self.bench.training

@@ -24,7 +24,7 @@ from autocompress.engine.promotion import (
     next_to_train_on,
     objectives,
 )
-from autocompress.plan import Plan, PruningSpec, TrainingSpec
+from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, TrainingSpec
 
 grid = st.tuples(st.integers(-4, 12), st.integers(-12, 2), st.integers(-12, 2))
 points_of = st.lists(grid.map(lambda p: (p[0] / 4, p[1] / 4, p[2] / 4)), min_size=1, max_size=7)
@@ -167,6 +167,28 @@ def test_decisions_that_were_trained_are_not_promoted_again() -> None:
     second = next_to_promote([*others, estimated(70, 1.0, 0.2)], {first.trial}, SHORT, SECONDS)
     assert second is not None and second.plan.pruning != first.plan.pruning
     assert next_to_promote(others, {first.trial}, SHORT, SECONDS) is None  # of the nine two are trained
+
+
+def test_each_family_is_tried_before_families_are_compared() -> None:
+    """Scores of two sets of shared weights, of which one began at random, are no comparison."""
+
+    def of_space(c: Candidate) -> Candidate:
+        return c.model_copy(
+            update={"plan": c.plan.model_copy(update={"architecture": ArchitectureSpec(family="space")})}
+        )
+
+    good, bad = crowd(LEAST_ESTIMATES), [of_space(estimated(20 + n, 60.0, 0.2, 0.2)) for n in range(3)]
+    first = next_to_promote([*good, *bad], set(), SHORT, SECONDS)
+    assert first is not None
+    file = trained(40, 2.0, parent=first.trial)
+    file = file if first.plan.architecture.family == "base" else of_space(file)
+    second = next_to_promote([*good, *bad, file], set(), SHORT, SECONDS)
+    assert second is not None
+    assert {c.plan.architecture.family for c in (first, second)} == {"base", "space"}
+    other = trained(41, 9.0, 0.2, 0.2, parent=second.trial)
+    other = other if second.plan.architecture.family == "base" else of_space(other)
+    third = next_to_promote([*good, *bad, file, other], set(), SHORT, SECONDS)
+    assert third is not None and third.plan.architecture.family == "base"
 
 
 def test_an_estimate_like_a_trained_file_is_not_the_next() -> None:
