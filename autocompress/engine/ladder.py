@@ -13,7 +13,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -24,7 +24,7 @@ from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.deploy.latency_table import LatencyTable
-from autocompress.engine.expectation import KEPT_SHARE, fit_expectation, fit_exponents, trained_seconds
+from autocompress.engine.expectation import KEPT_SHARE, fit_curves, fit_expectation, least_drop_points, trained_seconds
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import mutated
@@ -105,6 +105,15 @@ class Ladder:
     predictor: Predictor
     shared: Shared
     overhead_s: float = USUAL_OVERHEAD_S
+    _floors: dict[int, float] = field(default_factory=dict)
+
+    def floor(self, candidate: Candidate) -> float:
+        """Drop in points that a candidate comes near in the end."""
+        if candidate.trial not in self._floors:
+            predictor, plan = self.predictor, candidate.plan
+            ratio = predictor.macs(plan) / predictor.macs(Plan())
+            self._floors[candidate.trial] = least_drop_points(ratio, predictor.shares_of_bits(plan))
+        return self._floors[candidate.trial]
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -308,10 +317,10 @@ def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: fl
     """
     record = ladder.shared.record()
     seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
-    exponents, horizon = fit_exponents(candidates), _seconds_to_come(ladder.session) / LINEAGES
+    curves, horizon = fit_curves(candidates, ladder.floor), _seconds_to_come(ladder.session) / LINEAGES
     hopes: dict[str, list[ObjectiveVector]] = {name: [] for name in ladder.families}
     for c in leaves(candidates):
-        hopes[c.plan.architecture.family].append(hoped_for(c, candidates, horizon, exponents))
+        hopes[c.plan.architecture.family].append(hoped_for(c, candidates, horizon, curves))
     if not all(hopes.values()):
         return min(seconds, key=lambda name: seconds[name]), length
     leader = max(hopes, key=lambda name: hypervolume(hopes[name], LENIENT_REFERENCE))
@@ -464,12 +473,12 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     if action == "promote":
         least = 1 if _is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         shorts = {"base": seconds, "space": seconds * session.config.training.random_start_factor}
-        parent = next_to_promote(candidates, busy, shorts, horizon, least)
+        parent = next_to_promote(candidates, busy, shorts, horizon, ladder.floor, least)
         seconds = seconds if parent is None else shorts[parent.plan.architecture.family]
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
-        parent = next_to_train_on(candidates, busy, horizon, _seconds_left(ladder) / GROWTH)
+        parent = next_to_train_on(candidates, busy, horizon, ladder.floor, _seconds_left(ladder) / GROWTH)
     if parent is None:
         return None
     if action == "train_on":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -68,6 +69,16 @@ class Predictor:
         """Multiplications of one example in the plan's layers."""
         found = (o for o in self.operators(plan) if o.layer)
         return max(1.0, sum(math.prod(o.weight) * _positions(o) for o in found))
+
+    def shares_of_bits(self, plan: Plan) -> dict[int, float]:
+        """Share of the plan's weights by their bits; float weights have 32."""
+        weights: Counter[int] = Counter()
+        for operator in (o for o in self.operators(plan) if o.layer):
+            precision = plan.quantization.precisions.get(operator.layer)
+            bits = precision.weight_bits if precision is not None else None
+            weights[bits or 32] += math.prod(operator.weight)
+        total = weights.total()
+        return {bits: count / total for bits, count in weights.items()}
 
     def run_ratio(self) -> float:
         """The fixed part of :meth:`latency_ratio`."""

@@ -7,12 +7,12 @@ the hypervolume that a point adds as the spread: of two neighbours only one adds
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from autocompress.candidate import Candidate, Origin, State
-from autocompress.engine.expectation import can_go_on, drop_after, fit_exponents, trained_seconds
+from autocompress.engine.expectation import Curves, can_go_on, fit_curves, trained_seconds
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
 
 CONTENDERS = 256
@@ -40,6 +40,7 @@ def next_to_promote(
     busy: set[int],
     shorts: Mapping[str, float],
     seconds: float,
+    floor: Callable[[Candidate], float],
     least: int = LEAST_ESTIMATES,
 ) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
@@ -49,6 +50,7 @@ def next_to_promote(
         shorts: seconds of the training that a newcomer of each family gets.
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
+        floor: drop that a candidate comes near in the end.
         least: estimates that must wait.
     """
     gone = _climbed(candidates, busy)
@@ -59,9 +61,9 @@ def next_to_promote(
     # scores of two sets of shared weights, of which one began at random, are no comparison
     untried = untried_families(candidates)
     waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
-    exponents = fit_exponents(candidates)
-    taken = [hoped_for(c, candidates, seconds, exponents) for c in leaves(candidates)]
-    points = [_estimated(c, candidates, shorts, seconds, exponents) for c in waiting]
+    curves = fit_curves(candidates, floor)
+    taken = [hoped_for(c, candidates, seconds, curves) for c in leaves(candidates)]
+    points = [_estimated(c, candidates, shorts, seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
 
 
@@ -72,11 +74,16 @@ def untried_families(candidates: Sequence[Candidate]) -> set[str]:
 
 
 def next_to_train_on(
-    candidates: Sequence[Candidate], busy: set[int], seconds: float, most_spent: float = math.inf
+    candidates: Sequence[Candidate],
+    busy: set[int],
+    seconds: float,
+    floor: Callable[[Candidate], float],
+    most_spent: float = math.inf,
 ) -> Candidate | None:
     """The trained candidate from which ``seconds`` more of training add most to the hypervolume.
 
     Args:
+        floor: drop that a candidate comes near in the end.
         most_spent: seconds of training beyond which a candidate cannot be trained on for long enough.
     """
     gone = _climbed(candidates, busy)
@@ -84,8 +91,8 @@ def next_to_train_on(
     free = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
     free = [c for c in free if trained_seconds(c, candidates) <= most_spent]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    exponents = fit_exponents(candidates)
-    points = [hoped_for(c, candidates, seconds, exponents) for c in free]
+    curves = fit_curves(candidates, floor)
+    points = [hoped_for(c, candidates, seconds, curves) for c in free]
     return free[climbing_order(points, taken)[0]] if free else None
 
 
@@ -122,17 +129,10 @@ def _climbed(candidates: Sequence[Candidate], busy: set[int]) -> set[int]:
     return busy | {c.parent for c in candidates if c.parent is not None and c.state is not State.ESTIMATED}
 
 
-def hoped_for(
-    candidate: Candidate, candidates: Sequence[Candidate], seconds: float, exponents: Mapping[str, float]
-) -> ObjectiveVector:
-    """Objectives of a trained candidate when it is trained on.
-
-    Args:
-        exponents: of the learning curve of each family.
-    """
+def hoped_for(candidate: Candidate, candidates: Sequence[Candidate], seconds: float, curves: Curves) -> ObjectiveVector:
+    """Objectives of a trained candidate when it is trained on."""
     drop, size, latency = _vector(candidate)
-    exponent = exponents[candidate.plan.architecture.family]
-    return drop_after(drop, trained_seconds(candidate, candidates), seconds, exponent), size, latency
+    return curves.drop_after(candidate, drop, trained_seconds(candidate, candidates), seconds), size, latency
 
 
 def _decisions(candidate: Candidate) -> str:
@@ -149,18 +149,13 @@ def _waits(candidate: Candidate) -> bool:
 
 
 def _estimated(
-    candidate: Candidate,
-    candidates: Sequence[Candidate],
-    shorts: Mapping[str, float],
-    seconds: float,
-    exponents: Mapping[str, float],
+    candidate: Candidate, candidates: Sequence[Candidate], shorts: Mapping[str, float], seconds: float, curves: Curves
 ) -> ObjectiveVector:
     """Objectives of an estimated candidate when it is trained for long."""
     point = objectives(candidate)
     assert point is not None
-    family = candidate.plan.architecture.family
-    spent = shorts[family] + trained_seconds(candidate, candidates)
-    return drop_after(point[0], spent, seconds, exponents[family]), *point[1:]
+    spent = shorts[candidate.plan.architecture.family] + trained_seconds(candidate, candidates)
+    return curves.drop_after(candidate, point[0], spent, seconds), *point[1:]
 
 
 def _vector(candidate: Candidate) -> ObjectiveVector:

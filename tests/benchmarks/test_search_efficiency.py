@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from searches import HEAD
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Origin, State
 from autocompress.config import LimitsSection, StudyConfig, load_study
@@ -27,7 +28,6 @@ from benchmarks import sequential_recipe
 from benchmarks.search_efficiency import EngineRun, MeasuredFile, Sitting, TestScore
 from benchmarks.sequential_recipe import FEW, limits_before_bits, sequential_search
 
-NETWORKS = Path(__file__).parents[1] / "networks.py"
 BASELINE_BYTES, BASELINE_MS = 3_400_000, 1.3
 
 
@@ -275,19 +275,7 @@ def test_limits_on_bytes_wait_for_the_bits() -> None:
     assert limits_before_bits(limits, 8) == limits
 
 
-STUDY = f"""
-[study]
-name = "tiny"
-timeout = "26s"
-seed = 3
-[model]
-source = "{NETWORKS}:OneBlock"
-[data]
-source = "sklearn:digits"
-image_size = 8
-calibration_examples = 64
-[baseline]
-steps = 60
+STUDY = f"""{HEAD.replace("trials = 8", 'timeout = "26s"')}
 [training]
 steps = 40
 batch_size = 32

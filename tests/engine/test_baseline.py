@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from searches import HEAD
 from sequences import Encoder, task
 
 from autocompress.analysis import analyse
@@ -22,20 +23,7 @@ from autocompress.engine.baseline import KEPT_BASES, Inputs, ensure_run, load_in
 from autocompress.engine.events import Silent
 from autocompress.engine.run_folder import read_baseline
 
-NETWORKS = Path(__file__).parents[1] / "networks.py"
-STUDY = f"""
-[study]
-name = "tiny"
-trials = 4
-seed = 3
-[model]
-source = "{NETWORKS}:OneBlock"
-[data]
-source = "sklearn:digits"
-image_size = 8
-calibration_examples = 64
-[baseline]
-steps = 60
+STUDY = f"""{HEAD}
 [training]
 steps = 7
 batch_size = 32
@@ -84,7 +72,7 @@ def test_a_second_run_takes_the_base_that_the_first_trained(tmp_path: Path) -> N
     (kept,) = (tmp_path / KEPT_BASES).iterdir()
     assert load_file(kept).keys() == weights.keys()
     # totals, space and limits do not matter to the base
-    second, again = made(tmp_path / "two", study(tmp_path, "trials = 4", "trials = 9"))
+    second, again = made(tmp_path / "two", study(tmp_path, "trials = 8", "trials = 9"))
     assert second == f"taking the trained base from {kept}"
     assert all(torch.equal(value, weights[name]) for name, value in again.items())
     third, other = made(tmp_path / "three", study(tmp_path, "steps = 60", "steps = 61"))
@@ -117,7 +105,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         ("batch_size = 32", "batch_size = 33", True),
         ("[training]", '[training]\noptimizer = "adamw"', True),
         ("image_size = 8", "image_size = 8\nmean = [0.5]\nstd = [0.5]", True),
-        ("trials = 4", "trials = 5", False),
+        ("trials = 8", "trials = 5", False),
         ("steps = 7", "steps = 8", False),
         ('name = "tiny"', 'name = "other"', False),
         ("[target]", "[space]\nsparsity = [0.0]\n[limits]\nmax_size_ratio = 0.3\n[target]", False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -14,11 +15,12 @@ from autocompress.engine.expectation import (
     EXPONENTS,
     KEPT_SHARE,
     ROOM_POINTS,
+    Curves,
     Expectation,
     can_go_on,
-    drop_after,
+    fit_curves,
     fit_expectation,
-    fit_exponents,
+    least_drop_points,
     trained_seconds,
 )
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
@@ -100,26 +102,41 @@ def test_trained_networks_with_other_bits_are_no_pairs() -> None:
 # Training on
 
 
+FLOOR = -2.0
+CURVES = Curves({"base": 0.5, "space": 0.5}, lambda _: FLOOR)
+FILE = pair(0, 4.0, 1.0)[1]
+
+
 @given(st.floats(0.01, 20.0), st.floats(0.0, 1000.0), st.lists(st.floats(0.0, 5000.0), min_size=2, max_size=6))
 def test_longer_training_leaves_less(drop: float, spent: float, more: list[float]) -> None:
-    left = [drop_after(drop, spent, seconds, 0.5) for seconds in sorted(more)]
+    left = [CURVES.drop_after(FILE, drop, spent, seconds) for seconds in sorted(more)]
     assert all(later <= earlier for earlier, later in itertools.pairwise(left))
-    assert all(-ROOM_POINTS < value <= drop + 1e-9 for value in left)
+    assert all(FLOOR < value <= drop for value in left)
 
 
 @given(st.floats(-5.0, 20.0), st.floats(0.0, 1000.0))
 def test_no_training_changes_nothing(drop: float, spent: float) -> None:
-    assert drop_after(drop, spent, 0.0, 0.5) == pytest.approx(drop)
+    assert CURVES.drop_after(FILE, drop, spent, 0.0) == pytest.approx(drop)
 
 
 def test_the_longer_the_training_behind_the_less_the_same_time_brings() -> None:
-    gains = [5.0 - drop_after(5.0, spent, 60.0, 0.5) for spent in (10.0, 60.0, 600.0)]
+    gains = [5.0 - CURVES.drop_after(FILE, 5.0, spent, 60.0) for spent in (10.0, 60.0, 600.0)]
     assert gains == sorted(gains, reverse=True)
     assert gains[0] > 2 * gains[2] > 0
 
 
-def test_what_has_no_room_left_stays_as_it_is() -> None:
-    assert drop_after(-ROOM_POINTS - 0.5, 10.0, 100.0, 0.5) == -ROOM_POINTS - 0.5
+def test_what_is_below_its_floor_stays_there() -> None:
+    assert CURVES.drop_after(FILE, FLOOR - 0.5, 10.0, 100.0) == FLOOR - 0.5
+
+
+@given(st.floats(1e-4, 2.0), st.floats(1e-4, 2.0), st.integers(2, 8), st.integers(2, 8))
+def test_what_computes_less_or_in_fewer_bits_ends_higher(one: float, other: float, bits: int, more: int) -> None:
+    assert one < other or least_drop_points(one, {bits: 1.0}) <= least_drop_points(other, {bits: 1.0})
+    assert bits > more or least_drop_points(one, {bits: 1.0}) >= least_drop_points(one, {more: 1.0})
+    mixed = least_drop_points(one, {bits: 0.5, more: 0.5})
+    ends = sorted([least_drop_points(one, {bits: 1.0}), least_drop_points(one, {more: 1.0})])
+    assert ends[0] - 1e-9 <= mixed <= ends[1] + 1e-9
+    assert least_drop_points(1.0, {32: 1.0}) == pytest.approx(-ROOM_POINTS)
 
 
 # Learning curves
@@ -137,21 +154,26 @@ def lineage(family: str, drops: list[float], seconds: list[float], first: int = 
     return found
 
 
+def exponents_of(candidates: list[Candidate]) -> Mapping[str, float]:
+    return fit_curves(candidates, lambda _: FLOOR).exponents
+
+
 def test_without_a_training_that_went_on_the_prior_counts() -> None:
-    assert fit_exponents([]) == EXPONENTS
-    assert fit_exponents(lineage("space", [9.0], [10.0])) == EXPONENTS
+    assert exponents_of([]) == EXPONENTS
+    assert exponents_of(lineage("space", [9.0], [10.0])) == EXPONENTS
 
 
 @pytest.mark.parametrize("family", ["base", "space"])
 def test_exponents_come_near_the_curve_that_was_seen(family: str) -> None:
     """Drops that lie on a curve of exponent 1 pull the exponent of their family there, and of no other."""
-    drops = [16.0 / 2**k - ROOM_POINTS for k in range(8)]
+    drops = [16.0 / 2**k + FLOOR for k in range(8)]
     seconds = [10.0, *(10.0 * 2**k for k in range(7))]  # in all 10, 20, 40, ...
-    found = fit_exponents(lineage(family, drops, seconds))
+    found = exponents_of(lineage(family, drops, seconds))
     assert found[family] == pytest.approx((EXPONENTS[family] + 7) / 8, abs=0.02)
     (other,) = set(EXPONENTS) - {family}
     assert found[other] == EXPONENTS[other]
-    assert drop_after(drops[0], 10.0, 10.0, 1.0) == pytest.approx(drops[1])
+    curve = Curves({family: 1.0}, lambda _: FLOOR)
+    assert curve.drop_after(lineage(family, drops, seconds)[0], drops[0], 10.0, 10.0) == pytest.approx(drops[1])
 
 
 def test_training_counts_with_that_of_all_ancestors() -> None:

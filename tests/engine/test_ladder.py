@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from safetensors.torch import load_file
+from searches import (
+    HEAD,
+    MODEL_SPACE,
+    NETWORKS,
+    copied,
+    searching,
+    short_sittings,
+    start,
+    untested,
+    wait_until,
+    with_replaced,
+    write_and_load,
+)
 
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import StudyConfig, load_study
-from autocompress.deploy import timing
-from autocompress.engine import baseline
 from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
 from autocompress.engine.events import Silent
 from autocompress.engine.pareto import front
-from autocompress.engine.run_folder import RunFolder, read_candidates, read_facts, write_study
+from autocompress.engine.run_folder import RunFolder, read_candidates, read_facts
 from autocompress.engine.session import open_study
 from autocompress.engine.study import search
 from autocompress.engine.tables import Tables
@@ -35,24 +43,9 @@ from autocompress.pipeline import Bench, build_network, draft, finish
 from autocompress.stage_clock import StageClock
 from autocompress.weights import state_digest
 
-NETWORKS = Path(__file__).parents[1] / "networks.py"
-CIFAR_RESNET = Path(__file__).parents[2] / "search_spaces" / "cifar_resnet.py"
-SITTING_S = 0.1
 MOST_ESTIMATES = 120
 """A study this small that has more goes on for ever."""
-STUDY = f"""
-[study]
-name = "tiny"
-trials = 8
-seed = 3
-[model]
-source = "{NETWORKS}:OneBlock"
-[data]
-source = "sklearn:digits"
-image_size = 8
-calibration_examples = 64
-[baseline]
-steps = 60
+STUDY = f"""{HEAD}
 [training]
 steps = 60
 batch_size = 32
@@ -63,14 +56,6 @@ sparsity = [0.0, 0.5]
 [target]
 training_threads = 1
 """
-MODEL_SPACE = f"""
-model_space = "{CIFAR_RESNET}:CifarResNetSpace"
-[space.model_space_arguments]
-in_channels = 1
-widths = [[8, 16], [16], [16]]
-depths = [[0, 1], [1], [1]]
-kernels = [3]
-[target]"""
 
 
 def study(folder: Path, trials: int, timeout: int | None = None, **replaced: str) -> StudyConfig:
@@ -78,19 +63,12 @@ def study(folder: Path, trials: int, timeout: int | None = None, **replaced: str
     text = STUDY
     if timeout is not None:
         text = text.replace("trials = 8", f'timeout = "{timeout}s"')
-    for old, new in replaced.items():
-        assert old in text
-        text = text.replace(old, new)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.toml").write_text(text)
-    return load_study(folder / "study.toml", overrides={"trials": trials} if timeout is None else {})
+    return write_and_load(folder, with_replaced(text, replaced), trials if timeout is None else None)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_sittings() -> Iterator[None]:
-    """Time for a moment only: these tests look at what is done with a latency, not at how good it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baseline, "time_latency", functools.partial(timing.time_latency, seconds=SITTING_S))
+def moments() -> Iterator[None]:
+    with short_sittings():
         yield
 
 
@@ -115,13 +93,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with its baseline and no trials; to be copied."""
     folder = tmp_path_factory.mktemp("prepared")
     return ensure_run(folder / "run", load_inputs(study(folder, 1)), Silent())
-
-
-def copied(prepared: RunFolder, root: Path, config: StudyConfig) -> RunFolder:
-    """A run of another study over the same baseline."""
-    shutil.copytree(prepared.root, root)
-    write_study(RunFolder(root), config)
-    return RunFolder(root)
 
 
 def files(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -371,69 +342,6 @@ def test_both_families_are_estimated(prepared: RunFolder, tmp_path: Path) -> Non
 
 # Processes
 
-DRIVER = """
-import functools, os, signal, sys
-from pathlib import Path
-from autocompress.config import load_study
-from autocompress.deploy import timing
-from autocompress.engine import baseline, ladder, shared, study, trial
-from autocompress.engine.events import Silent
-baseline.time_latency = functools.partial(timing.time_latency, seconds=SITTING_S)
-
-def kill_at(place):
-    # "module.function:n:before|after": SIGKILL at the n-th call
-    name, number, when = place.split(":")
-    owner, _, attribute = name.rpartition(".")
-    owner = {"ladder": ladder, "shared": shared, "trial": trial, "Shared": shared.Shared, "optuna": study.optuna.Study}[owner]
-    function, calls = getattr(owner, attribute), []
-    def wrapped(*args, **kwargs):
-        calls.append(1)
-        last = len(calls) == int(number)
-        if last and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    setattr(owner, attribute, wrapped)
-
-if len(sys.argv) > 4:
-    kill_at(sys.argv[4])
-config = load_study(Path(sys.argv[1]), overrides={"trials": int(sys.argv[3])})
-study.search(config, Path(sys.argv[2]), Silent())
-""".replace("SITTING_S", str(SITTING_S))
-
-
-def start(folder: Path, run: RunFolder, trials: int, *kill: str) -> subprocess.Popen[str]:
-    """A search in a process of its own, on ``folder/study.toml``."""
-    command = [sys.executable, "-c", DRIVER, str(folder / "study.toml"), str(run.root), str(trials), *kill]
-    # a group of its own: the timing process must not survive what it times for
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-@contextlib.contextmanager
-def searching(folder: Path, run: RunFolder, trials: int, *kill: str) -> Iterator[subprocess.Popen[str]]:
-    process = start(folder, run, trials, *kill)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def untested(c: Candidate) -> Candidate:
-    """The record without what a later look at the test split adds."""
-    measured = None if c.measurement is None else c.measurement.model_copy(update={"test": None})
-    return c.model_copy(update={"measurement": measured})
-
 
 def goes_on_to_the_end(run: RunFolder, config: StudyConfig, known: Sequence[Candidate]) -> None:
     search(config, run.root, Bounded())
@@ -443,10 +351,10 @@ def goes_on_to_the_end(run: RunFolder, config: StudyConfig, known: Sequence[Cand
 
 
 PLACES = [
-    "ladder.measure_tables:1:after", "ladder.write_json:1:before", "shared.train_:1:before", "shared.train_:1:after",
-    "Shared._keep:1:before", "Shared._keep:1:after", "shared.write_json:1:after", "Shared.score:2:after",
-    "Shared.write_start:1:after", "optuna.enqueue_trial:5:after", "optuna.ask:5:after", "trial.record:3:before",
-    "trial.record:4:after", "trial.finish:2:after",
+    "ladder:measure_tables:1:after", "ladder:write_json:1:before", "shared:train_:1:before", "shared:train_:1:after",
+    "shared:Shared._keep:1:before", "shared:Shared._keep:1:after", "shared:write_json:1:after",
+    "shared:Shared.score:2:after", "shared:Shared.write_start:1:after", "optuna:Study.enqueue_trial:5:after",
+    "optuna:Study.ask:5:after", "trial:record:3:before", "trial:record:4:after", "trial:finish:2:after",
 ]  # fmt: skip
 
 
@@ -485,7 +393,7 @@ def test_killed_while_shared_weights_are_trained_the_tables_and_records_stay(
 ) -> None:
     config = study(tmp_path, 6)
     run = copied(prepared, tmp_path / "run", config)
-    with searching(tmp_path, run, 6, "shared.train_:2:before") as process:
+    with searching(tmp_path, run, 6, "shared:train_:2:before") as process:
         process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     tables = (run.root / "shared" / "tables.json").read_bytes()

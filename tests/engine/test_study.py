@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import json
@@ -10,8 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,12 +20,22 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from safetensors.torch import load_file
+from searches import (
+    HEAD,
+    MODEL_SPACE,
+    copied,
+    searching,
+    short_sittings,
+    start,
+    untested,
+    wait_until,
+    with_replaced,
+    write_and_load,
+)
 
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig, load_study
-from autocompress.deploy import timing
-from autocompress.engine import baseline
 from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
 from autocompress.engine.events import Silent
 from autocompress.engine.pareto import front, objective_vector, scalar_objective
@@ -37,7 +44,6 @@ from autocompress.engine.run_folder import (
     read_baseline,
     read_candidates,
     read_facts,
-    write_study,
 )
 from autocompress.engine.session import open_study
 from autocompress.engine.study import failure_summary, search
@@ -48,23 +54,7 @@ from autocompress.pipeline import build_network, draft, finish
 from autocompress.plan import Plan
 from autocompress.stage_clock import StageClock
 
-NETWORKS = Path(__file__).parents[1] / "networks.py"
-CIFAR_RESNET = Path(__file__).parents[2] / "search_spaces" / "cifar_resnet.py"
-SITTING_S = 0.2
-STUDY = f"""
-[study]
-name = "tiny"
-engine = "plain"
-trials = 8
-seed = 3
-[model]
-source = "{NETWORKS}:OneBlock"
-[data]
-source = "sklearn:digits"
-image_size = 8
-calibration_examples = 64
-[baseline]
-steps = 60
+STUDY = f"""{HEAD.replace('name = "tiny"', 'name = "tiny"' + chr(10) + 'engine = "plain"')}
 [training]
 steps = 7
 batch_size = 32
@@ -78,32 +68,16 @@ sparsity = [0.0, 0.5]
 training_threads = 1
 """
 OBVIOUS = ["uncompressed", "plain int8", "uniform w8a8, 50% pruned", "uniform w4a8, 50% pruned"]
-MODEL_SPACE = f"""
-model_space = "{CIFAR_RESNET}:CifarResNetSpace"
-[space.model_space_arguments]
-in_channels = 1
-widths = [[8, 16], [16], [16]]
-depths = [[0, 1], [1], [1]]
-kernels = [3]
-[target]"""
 
 
 def study(folder: Path, trials: int, **replaced: str) -> StudyConfig:
     """The study above from a file, with parts of its text replaced (``trials`` is a total of the run)."""
-    text = STUDY
-    for old, new in replaced.items():
-        assert old in text
-        text = text.replace(old, new)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.toml").write_text(text)
-    return load_study(folder / "study.toml", overrides={"trials": trials})
+    return write_and_load(folder, with_replaced(STUDY, replaced), trials)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_sittings() -> Iterator[None]:
-    """Time for a moment only: these tests look at what is done with a latency, not at how good it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baseline, "time_latency", functools.partial(timing.time_latency, seconds=SITTING_S))
+def moments() -> Iterator[None]:
+    with short_sittings():
         yield
 
 
@@ -128,13 +102,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with its baseline and no trials; to be copied."""
     folder = tmp_path_factory.mktemp("prepared")
     return ensure_run(folder / "run", load_inputs(study(folder, 1)), Silent())
-
-
-def copied(prepared: RunFolder, root: Path, config: StudyConfig) -> RunFolder:
-    """A run of another study over the same baseline."""
-    shutil.copytree(prepared.root, root)
-    write_study(RunFolder(root), config)
-    return RunFolder(root)
 
 
 @pytest.fixture(scope="module")
@@ -320,12 +287,6 @@ def test_a_record_says_when_and_where_its_time_went(finished: tuple[RunFolder, S
 # Resuming
 
 
-def untested(c: Candidate) -> Candidate:
-    """The record without what a later look at the test split adds."""
-    measured = None if c.measurement is None else c.measurement.model_copy(update={"test": None})
-    return c.model_copy(update={"measurement": measured})
-
-
 def test_resuming_with_a_larger_total_adds_the_difference(
     finished: tuple[RunFolder, StudyConfig, Notes], tmp_path: Path
 ) -> None:
@@ -389,56 +350,6 @@ def test_an_interrupted_trial_is_put_back(prepared: RunFolder, tmp_path: Path) -
 
 # Processes
 
-DRIVER = """
-import functools, os, signal, sys
-from pathlib import Path
-from autocompress.config import load_study
-from autocompress.deploy import timing
-from autocompress.engine import baseline, recovery, study, trial
-from autocompress.engine.events import Silent
-baseline.time_latency = functools.partial(timing.time_latency, seconds=SITTING_S)
-
-def kill_at(place):
-    # "module.function:n:before|after": SIGKILL at the n-th call
-    name, number, when = place.split(":")
-    owner, _, attribute = name.rpartition(".")
-    owner = {"study": study, "trial": trial, "recovery": recovery, "optuna": study.optuna.Study}[owner]
-    function, calls = getattr(owner, attribute), []
-    def wrapped(*args, **kwargs):
-        calls.append(1)
-        last = len(calls) == int(number)
-        if last and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    setattr(owner, attribute, wrapped)
-
-if len(sys.argv) > 4:
-    kill_at(sys.argv[4])
-config = load_study(Path(sys.argv[1]), overrides={"trials": int(sys.argv[3])})
-study.search(config, Path(sys.argv[2]), Silent())
-""".replace("SITTING_S", str(SITTING_S))
-
-
-def start(folder: Path, run: RunFolder, trials: int, *kill: str) -> subprocess.Popen[str]:
-    """A search in a process of its own, on ``folder/study.toml``."""
-    command = [sys.executable, "-c", DRIVER, str(folder / "study.toml"), str(run.root), str(trials), *kill]
-    # a group of its own: the timing process must not survive what it times for
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-@contextlib.contextmanager
-def searching(folder: Path, run: RunFolder, trials: int) -> Iterator[subprocess.Popen[str]]:
-    process = start(folder, run, trials)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
 
 def finish_in_own_process(folder: Path, run: RunFolder, trials: int, *kill: str) -> int:
     process = start(folder, run, trials, *kill)
@@ -459,13 +370,6 @@ def test_two_processes_do_the_total_between_them(prepared: RunFolder, tmp_path: 
         (a.trial, b.trial) for a in candidates for b in candidates if a.trial < b.trial and b.started_s < a.finished_s
     ]
     assert overlapping  # they did work at the same time
-
-
-def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def kill_repeatedly(run: RunFolder, folder: Path, config: StudyConfig, kills: int, seed: int) -> None:
@@ -516,9 +420,9 @@ def test_killed_while_the_baseline_is_made_there_is_no_run(tmp_path: Path) -> No
 
 
 PLACES = [
-    "optuna.enqueue_trial:2:after", "optuna.ask:2:after", "trial.draft:3:after", "trial.finish:2:after",
-    "trial.finish:5:after", "trial.record:1:before", "trial.record:3:after", "trial.tell:2:before",
-    "study.measure_test:1:before",
+    "optuna:Study.enqueue_trial:2:after", "optuna:Study.ask:2:after", "trial:draft:3:after", "trial:finish:2:after",
+    "trial:finish:5:after", "trial:record:1:before", "trial:record:3:after", "trial:tell:2:before",
+    "study:measure_test:1:before",
 ]  # fmt: skip
 
 
@@ -530,8 +434,8 @@ def test_a_death_between_any_two_steps_loses_nothing(place: str, prepared: RunFo
     assert finish_in_own_process(tmp_path, run, 5, place) == -signal.SIGKILL
     known = read_candidates(run)
     # and a second death while the first is being settled
-    second = finish_in_own_process(tmp_path, run, 5, "recovery._put_back:1:after")
-    assert second == 0 or place not in ("trial.record:3:after", "trial.tell:2:before")
+    second = finish_in_own_process(tmp_path, run, 5, "recovery:_put_back:1:after")
+    assert second == 0 or place not in ("trial:record:3:after", "trial:tell:2:before")
     search(config, run.root, Silent())
     found = {c.trial: untested(c) for c in check_whole(run, config)}
     assert all(found[c.trial] == untested(c) for c in known)
