@@ -23,9 +23,11 @@ from autocompress.engine.pareto import REFERENCE_POINT, front
 from autocompress.engine.run_folder import RunFolder, read_baseline, read_candidates
 from autocompress.engine.session import Session
 from autocompress.plan import Plan, Precision, TrainingSpec
+from benchmarks import efficiency_figures as figures_of
 from benchmarks import search_efficiency as bench
 from benchmarks import sequential_recipe
-from benchmarks.search_efficiency import EngineRun, MeasuredFile, Sitting, TestScore
+from benchmarks.efficiency_figures import EngineRun, MeasuredFile, Sitting, TestScore
+from benchmarks.efficiency_report import HAND_SOURCE, report
 from benchmarks.sequential_recipe import FEW, limits_before_bits, sequential_search
 
 BASELINE_BYTES, BASELINE_MS = 3_400_000, 1.3
@@ -78,24 +80,24 @@ def brute_force_volume(files: Sequence[MeasuredFile]) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_hypervolume_over_time_equals_brute_force(seed: int) -> None:
     files = random_files(seed, 9)
-    history = bench.volume_history(files)
+    history = figures_of.volume_history(files)
     assert [seconds for seconds, _ in history] == sorted(file.finished_s for file in files)
     for seconds, volume in history:
         done = [file for file in files if file.finished_s <= seconds]
         assert volume == pytest.approx(brute_force_volume(done))
-    assert history[-1][1] == pytest.approx(bench.final_volume(files))
+    assert history[-1][1] == pytest.approx(figures_of.final_volume(files))
 
 
 def test_files_beyond_a_limit_count() -> None:
     inside, beyond = made_file(0, 1.0, 0.2, 0.2), made_file(1, 0.1, 0.4, 0.4, within_limits=False)
-    assert bench.final_volume([inside, beyond]) > bench.final_volume([inside])
+    assert figures_of.final_volume([inside, beyond]) > figures_of.final_volume([inside])
 
 
 def test_time_to_reach() -> None:
     history = [(10.0, 0.0), (20.0, 1.5), (30.0, 1.5), (40.0, 2.0)]
-    assert bench.time_to_reach(history, 1.5) == 20.0
-    assert bench.time_to_reach(history, 1.6) == 40.0
-    assert bench.time_to_reach(history, 2.1) is None
+    assert figures_of.time_to_reach(history, 1.5) == 20.0
+    assert figures_of.time_to_reach(history, 1.6) == 40.0
+    assert figures_of.time_to_reach(history, 2.1) is None
 
 
 def test_the_front_is_that_of_the_search_without_limits() -> None:
@@ -103,8 +105,8 @@ def test_the_front_is_that_of_the_search_without_limits() -> None:
     candidates = [made_candidate(file.trial, file.drop_points, file.size_ratio, file.latency_ratio) for file in files]
     by_trial = {c.trial: c for c in candidates}
     again = [bench.measured_file(c, by_trial, LimitsSection(), BASELINE_BYTES) for c in candidates]
-    assert [file.trial for file in bench.file_front(again)] == [c.trial for c in front(candidates)]
-    assert bench.file_front([]) == []
+    assert [file.trial for file in figures_of.file_front(again)] == [c.trial for c in front(candidates)]
+    assert figures_of.file_front([]) == []
 
 
 def made_candidate(number: int, drop: float, size_ratio: float, latency_ratio: float, **changes: Any) -> Candidate:
@@ -144,7 +146,7 @@ def test_each_file_of_the_recipe_meets_the_fastest_that_is_as_accurate_and_as_sm
         made_file(2, 1.1, 0.09, 0.10),  # less accurate
         made_file(3, 0.5, 0.11, 0.10),  # larger
     ]
-    slow, fast = sorted(bench.pairs(sequential, ladder), key=lambda pair: pair.sequential.drop_points)
+    slow, fast = sorted(figures_of.pairs(sequential, ladder), key=lambda pair: pair.sequential.drop_points)
     assert fast.ladder == ladder[1]
     assert fast.latency_ratio == pytest.approx(0.15 / 0.25)
     assert slow.sequential.trial == 1  # the untrained file is the same in every engine
@@ -159,8 +161,8 @@ def test_the_pick_is_the_fastest_within_a_point_that_the_search_found() -> None:
         made_file(3, 0.9, 0.08, 0.15, root_origin=Origin.ENQUEUED),
         made_file(4, 0.5, 0.08, 0.30),
     ]
-    assert bench.pick(files) == files[1]  # the one before it is dominated by an enqueued one
-    assert bench.pick(files[2:4]) is None
+    assert figures_of.pick(files) == files[1]  # the one before it is dominated by an enqueued one
+    assert figures_of.pick(files[2:4]) is None
 
 
 def test_what_ends_long_after_the_time_does_not_count() -> None:
@@ -180,7 +182,7 @@ def made_seed(seed: int) -> list[EngineRun]:
 
 def test_figures_of_a_seed() -> None:
     runs = {run.engine: run for run in made_seed(0)}
-    figures = bench.seed_figures(0, runs, [])
+    figures = figures_of.seed_figures(0, runs, [])
     assert figures.best_stock == "tpe"
     assert (figures.best_stock_took_s, figures.ladder_reached_s) == (1000.0, 200.0)
     assert figures.fraction_of_budget == pytest.approx(200 / 1200)
@@ -194,9 +196,9 @@ def test_figures_of_a_seed() -> None:
 
 def test_figures_say_nothing_of_engines_that_have_not_ended() -> None:
     ladder, tpe, *_ = made_seed(0)
-    alone = bench.seed_figures(0, {"ladder": ladder}, [])
+    alone = figures_of.seed_figures(0, {"ladder": ladder}, [])
     assert (alone.best_stock, alone.volume_ratio, alone.pairs) == (None, None, ())
-    assert bench.seed_figures(0, {"tpe": tpe}, []).ladder_reached_s is None
+    assert figures_of.seed_figures(0, {"tpe": tpe}, []).ladder_reached_s is None
 
 
 def test_engines_take_turns_within_a_seed() -> None:
@@ -206,7 +208,7 @@ def test_engines_take_turns_within_a_seed() -> None:
 def write_pieces(out: Path, runs: Sequence[EngineRun]) -> None:
     """Results as ``run`` leaves them."""
     for run in runs:
-        folder = bench.piece_folder(out, run.engine, run.seed)
+        folder = figures_of.piece_folder(out, run.engine, run.seed)
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(run.model_dump_json(), encoding="utf-8")
 
@@ -217,7 +219,7 @@ def test_a_report_is_written_from_results(tmp_path: Path) -> None:
     scores = [
         TestScore(engine=run.engine, seed=run.seed, trial=file.trial, sha256=file.sha256,
                   accuracy=Accuracy(correct=8700, total=10_000, lost=300, gained=166))
-        for run in runs for file in bench.file_front(run.files)
+        for run in runs for file in figures_of.file_front(run.files)
     ]  # fmt: skip
     written = {"scores": [score.model_dump(mode="json") for score in scores]}
     (tmp_path / "out" / "test_scores.json").write_text(json.dumps(written))
@@ -226,7 +228,7 @@ def test_a_report_is_written_from_results(tmp_path: Path) -> None:
         "validation: 88.40%, drop 0.06 points [-0.30, 0.42]\ntest: 88.20%, drop 0.14 points [-0.11, 0.39]\n"
     )
     target = tmp_path / "search_efficiency"
-    bench.report(argparse.Namespace(out=tmp_path / "out", control=control, to=target, browser=None))
+    report(argparse.Namespace(out=tmp_path / "out", control=control, to=target, browser=None))
 
     content = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
     assert [figure["volume_ratio"] for figure in content["seeds"]] == [content["seeds"][0]["volume_ratio"]] * 2
@@ -235,18 +237,18 @@ def test_a_report_is_written_from_results(tmp_path: Path) -> None:
     page = target.with_suffix(".md").read_text(encoding="utf-8")
     assert "## Seed 1" in page and "6.67x faster, 12.50x smaller" in page
     assert "test drop 1.34 [0.92, 1.76]" in page
-    assert bench.HAND_SOURCE in page and "control" in page
+    assert HAND_SOURCE in page and "control" in page
     for name in ("volume", "front"):
         assert target.with_name(f"search_efficiency_{name}.html").is_file()
 
 
 def test_the_budget_is_the_best_that_was_tuned(tmp_path: Path) -> None:
-    assert bench.tuned_steps(tmp_path, "tpe") is None
+    assert figures_of.tuned_steps(tmp_path, "tpe") is None
     for steps, drop in ((150, 1.5), (350, 0.5), (700, 2.5)):
         run = made_run("tpe", 100, [made_file(0, drop, 0.1, 0.2)]).model_copy(update={"steps": steps})
         write_pieces(tmp_path / "tune" / f"steps{steps}", [run])
-    assert [bench.tuned_steps(tmp_path, engine) for engine in ("tpe", "nsga2", "sequential")] == [350] * 3
-    assert bench.tuned_steps(tmp_path, "ladder") is None
+    assert [figures_of.tuned_steps(tmp_path, engine) for engine in ("tpe", "nsga2", "sequential")] == [350] * 3
+    assert figures_of.tuned_steps(tmp_path, "ladder") is None
 
 
 def test_fronts_are_frozen_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Mapping
 
 import pytest
@@ -133,7 +134,7 @@ def test_what_is_below_its_floor_stays_there() -> None:
 def test_what_computes_less_or_in_fewer_bits_ends_higher(one: float, other: float, bits: int, more: int) -> None:
     assert one < other or least_drop_points(one, {bits: 1.0}) <= least_drop_points(other, {bits: 1.0})
     assert bits > more or least_drop_points(one, {bits: 1.0}) >= least_drop_points(one, {more: 1.0})
-    mixed = least_drop_points(one, {bits: 0.5, more: 0.5})
+    mixed = least_drop_points(one, Counter({bits: 0.5}) + Counter({more: 0.5}))
     ends = sorted([least_drop_points(one, {bits: 1.0}), least_drop_points(one, {more: 1.0})])
     assert ends[0] - 1e-9 <= mixed <= ends[1] + 1e-9
     assert least_drop_points(1.0, {32: 1.0}) == pytest.approx(-ROOM_POINTS)
