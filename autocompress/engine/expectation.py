@@ -22,7 +22,7 @@ KEPT_SHARE = 0.3
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
-EXPONENTS = {"base": 0.4, "space": 1.0}
+EXPONENTS = {"base": 0.5, "space": 0.8}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
 ROOM_POINTS = 2.0
@@ -102,25 +102,35 @@ def least_drop_points(macs_ratio: float, bits: Mapping[int, float]) -> float:
 
 @dataclass(frozen=True)
 class Curves:
-    """What is left of a drop when a candidate is trained on.
+    """What is left of a drop after more steps.
 
     Attributes:
         exponents: of each family.
         least: drop that a candidate comes near in the end.
+        seconds_per_step: of a candidate's training.
     """
 
     exponents: Mapping[str, float]
     least: Callable[[Candidate], float]
+    seconds_per_step: Callable[[Candidate], float]
 
-    def drop_after(self, candidate: Candidate, drop_points: float, spent_s: float, more_s: float) -> float:
-        """Expected drop when it was trained for ``spent_s`` seconds and is for ``more_s`` more."""
-        least = self.least(candidate)
-        share = max(spent_s, 1.0) / (max(spent_s, 1.0) + more_s)
-        left = float(share ** self.exponents[candidate.plan.architecture.family])
-        return min(drop_points, least + (drop_points - least) * left)
+    def drop_at(self, candidate: Candidate, drop_points: float, steps: float, later: float) -> float:
+        """Expected drop after ``later`` steps in all, of which the first ``steps`` have left ``drop_points``."""
+        least, exponent = self.least(candidate), self.exponents[candidate.plan.architecture.family]
+        if drop_points <= least:
+            return drop_points
+        return least + (drop_points - least) * float((max(steps, 1.0) / max(later, 1.0)) ** exponent)
+
+    def drop_after(self, candidate: Candidate, drop_points: float, steps: float, seconds: float) -> float:
+        """Expected drop when a candidate with so many steps is trained on for so many seconds."""
+        return self.drop_at(candidate, drop_points, steps, steps + seconds / self.seconds_per_step(candidate))
 
 
-def fit_curves(candidates: Sequence[Candidate], least: Callable[[Candidate], float]) -> Curves:
+def fit_curves(
+    candidates: Sequence[Candidate],
+    least: Callable[[Candidate], float],
+    seconds_per_step: Callable[[Candidate], float],
+) -> Curves:
     """Curves whose exponents are the mean of the prior and of all trainings that went on."""
     by_trial = {c.trial: c for c in candidates}
     seen = {family: [prior] for family, prior in EXPONENTS.items()}
@@ -129,11 +139,11 @@ def fit_curves(candidates: Sequence[Candidate], least: Callable[[Candidate], flo
         if parent is None:
             continue
         before, after = _room(parent, least), _room(c, least)
-        times = trained_seconds(parent, candidates), trained_seconds(c, candidates)
-        if before > 0 and after > 0 and 0 < times[0] < times[1]:
-            found = math.log(before / after) / math.log(times[1] / times[0])
+        if before > 0 and after > 0 and 0 < parent.total_steps < c.total_steps:
+            found = math.log(before / after) / math.log(c.total_steps / parent.total_steps)
             seen[c.plan.architecture.family].append(min(max(found, EXPONENT_RANGE[0]), EXPONENT_RANGE[1]))
-    return Curves({family: sum(found) / len(found) for family, found in seen.items()}, least)
+    exponents = {family: sum(found) / len(found) for family, found in seen.items()}
+    return Curves(exponents, least, seconds_per_step)
 
 
 def _room(candidate: Candidate, least: Callable[[Candidate], float]) -> float:

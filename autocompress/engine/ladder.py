@@ -24,7 +24,14 @@ from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.deploy.latency_table import LatencyTable
-from autocompress.engine.expectation import KEPT_SHARE, fit_curves, fit_expectation, least_drop_points, trained_seconds
+from autocompress.engine.expectation import (
+    KEPT_SHARE,
+    Curves,
+    fit_curves,
+    fit_expectation,
+    least_drop_points,
+    trained_seconds,
+)
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import mutated
@@ -92,8 +99,8 @@ LENIENT_REFERENCE = (50.0, 0.0, 0.0)
 """Where families are compared before any member is near the base."""
 SLACK = 0.05
 """A plan is dropped by the tables only where it breaks a limit by more than their error."""
-USUAL_OVERHEAD_S = 12.0
-"""Of a trial beside its training, until one was seen."""
+USUAL_OVERHEAD_S, USUAL_SECONDS_PER_MAC = 12.0, 2e-9
+"""Of a trial beside its training, and of a step for each multiplication of one example, until one was seen."""
 
 
 @dataclass
@@ -105,15 +112,25 @@ class Ladder:
     predictor: Predictor
     shared: Shared
     overhead_s: float = USUAL_OVERHEAD_S
-    _floors: dict[int, float] = field(default_factory=dict)
+    _known: dict[int, tuple[float, float]] = field(default_factory=dict)
 
-    def floor(self, candidate: Candidate) -> float:
-        """Drop in points that a candidate comes near in the end."""
-        if candidate.trial not in self._floors:
+    def curves(self, candidates: Sequence[Candidate]) -> Curves:
+        """What is left of drops after more training, by all that was trained so far."""
+        rates = {family: _seconds_per_mac(self, candidates, family) for family in ("base", "space")}
+        return fit_curves(
+            candidates,
+            lambda c: self._figures(c)[1],
+            lambda c: rates[c.plan.architecture.family] * self._figures(c)[0],
+        )
+
+    def _figures(self, candidate: Candidate) -> tuple[float, float]:
+        """Multiplications of a candidate, and the drop in points that it comes near in the end."""
+        if candidate.trial not in self._known:
             predictor, plan = self.predictor, candidate.plan
-            ratio = predictor.macs(plan) / predictor.macs(Plan())
-            self._floors[candidate.trial] = least_drop_points(ratio, predictor.shares_of_bits(plan))
-        return self._floors[candidate.trial]
+            macs = predictor.macs(plan)
+            least = least_drop_points(macs / predictor.macs(Plan()), predictor.shares_of_bits(plan))
+            self._known[candidate.trial] = macs, least
+        return self._known[candidate.trial]
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -317,10 +334,10 @@ def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: fl
     """
     record = ladder.shared.record()
     seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
-    curves, horizon = fit_curves(candidates, ladder.floor), _seconds_to_come(ladder.session) / LINEAGES
+    curves, horizon = ladder.curves(candidates), _seconds_to_come(ladder.session) / LINEAGES
     hopes: dict[str, list[ObjectiveVector]] = {name: [] for name in ladder.families}
     for c in leaves(candidates):
-        hopes[c.plan.architecture.family].append(hoped_for(c, candidates, horizon, curves))
+        hopes[c.plan.architecture.family].append(hoped_for(c, horizon, curves))
     if not all(hopes.values()):
         return min(seconds, key=lambda name: seconds[name]), length
     leader = max(hopes, key=lambda name: hypervolume(hopes[name], LENIENT_REFERENCE))
@@ -473,12 +490,12 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     if action == "promote":
         least = 1 if _is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         shorts = {"base": seconds, "space": seconds * session.config.training.random_start_factor}
-        parent = next_to_promote(candidates, busy, shorts, horizon, ladder.floor, least)
+        parent = next_to_promote(candidates, busy, shorts, horizon, ladder.curves(candidates), least)
         seconds = seconds if parent is None else shorts[parent.plan.architecture.family]
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
-        parent = next_to_train_on(candidates, busy, horizon, ladder.floor, _seconds_left(ladder) / GROWTH)
+        parent = next_to_train_on(candidates, busy, horizon, ladder.curves(candidates), _seconds_left(ladder) / GROWTH)
     if parent is None:
         return None
     if action == "train_on":
@@ -512,14 +529,17 @@ def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds:
     """
     if ladder.session.config.study.timeout_s is None:
         return plan.training.steps * (1 if action == "promote" else LONGER)
-    family = plan.architecture.family
-    rates = {
-        c.trial: c.stage_seconds["train"] / c.plan.training.steps / ladder.predictor.macs(c.plan)
-        for c in candidates
-        if c.state is State.COMPLETE and c.plan.training.steps > 0
-    }
+    rate = _seconds_per_mac(ladder, candidates, plan.architecture.family)
+    return int(seconds / (rate * ladder.predictor.macs(plan)))
+
+
+def _seconds_per_mac(ladder: Ladder, candidates: Sequence[Candidate], family: str) -> float:
+    """Seconds of a training step for each multiplication of one example: of the family's files, else of shared weights."""
+    files = [c for c in candidates if c.state is State.COMPLETE and c.plan.training.steps > 0]
     record = ladder.shared.record()
     shared = [record[name] for name in (family, *record) if name in record and record[name]["macs"]]
-    seen = [rates[c.trial] for c in candidates if c.trial in rates and c.plan.architecture.family == family]
-    seen = seen or [entry["seconds_per_step"] / entry["macs"] for entry in shared[:1]] or list(rates.values())
-    return int(seconds / (statistics.median(seen) * ladder.predictor.macs(plan))) if seen else plan.training.steps
+    own = [c for c in files if c.plan.architecture.family == family] or ([] if shared else files)
+    if own:
+        macs = ladder.predictor.macs
+        return statistics.median(c.stage_seconds["train"] / c.plan.training.steps / macs(c.plan) for c in own)
+    return shared[0]["seconds_per_step"] / shared[0]["macs"] if shared else USUAL_SECONDS_PER_MAC

@@ -7,12 +7,13 @@ the hypervolume that a point adds as the spread: of two neighbours only one adds
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from autocompress.candidate import Candidate, Origin, State
-from autocompress.engine.expectation import Curves, can_go_on, fit_curves, trained_seconds
+from autocompress.engine.expectation import Curves, can_go_on, trained_seconds
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
 
 CONTENDERS = 256
@@ -40,7 +41,7 @@ def next_to_promote(
     busy: set[int],
     shorts: Mapping[str, float],
     seconds: float,
-    floor: Callable[[Candidate], float],
+    curves: Curves,
     least: int = LEAST_ESTIMATES,
 ) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
@@ -50,7 +51,7 @@ def next_to_promote(
         shorts: seconds of the training that a newcomer of each family gets.
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
-        floor: drop that a candidate comes near in the end.
+        curves: what is left of a drop after more training.
         least: estimates that must wait.
     """
     gone = _climbed(candidates, busy)
@@ -61,8 +62,7 @@ def next_to_promote(
     # scores of two sets of shared weights, of which one began at random, are no comparison
     untried = untried_families(candidates)
     waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
-    curves = fit_curves(candidates, floor)
-    taken = [hoped_for(c, candidates, seconds, curves) for c in leaves(candidates)]
+    taken = [hoped_for(c, seconds, curves) for c in leaves(candidates)]
     points = [_estimated(c, candidates, shorts, seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
 
@@ -77,13 +77,13 @@ def next_to_train_on(
     candidates: Sequence[Candidate],
     busy: set[int],
     seconds: float,
-    floor: Callable[[Candidate], float],
+    curves: Curves,
     most_spent: float = math.inf,
 ) -> Candidate | None:
     """The trained candidate from which ``seconds`` more of training add most to the hypervolume.
 
     Args:
-        floor: drop that a candidate comes near in the end.
+        curves: what is left of a drop after more training.
         most_spent: seconds of training beyond which a candidate cannot be trained on for long enough.
     """
     gone = _climbed(candidates, busy)
@@ -91,8 +91,7 @@ def next_to_train_on(
     free = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
     free = [c for c in free if trained_seconds(c, candidates) <= most_spent]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    curves = fit_curves(candidates, floor)
-    points = [hoped_for(c, candidates, seconds, curves) for c in free]
+    points = [hoped_for(c, seconds, curves) for c in free]
     return free[climbing_order(points, taken)[0]] if free else None
 
 
@@ -129,10 +128,10 @@ def _climbed(candidates: Sequence[Candidate], busy: set[int]) -> set[int]:
     return busy | {c.parent for c in candidates if c.parent is not None and c.state is not State.ESTIMATED}
 
 
-def hoped_for(candidate: Candidate, candidates: Sequence[Candidate], seconds: float, curves: Curves) -> ObjectiveVector:
+def hoped_for(candidate: Candidate, seconds: float, curves: Curves) -> ObjectiveVector:
     """Objectives of a trained candidate when it is trained on."""
     drop, size, latency = _vector(candidate)
-    return curves.drop_after(candidate, drop, trained_seconds(candidate, candidates), seconds), size, latency
+    return curves.drop_after(candidate, drop, candidate.total_steps, seconds), size, latency
 
 
 def _decisions(candidate: Candidate) -> str:
@@ -151,11 +150,23 @@ def _waits(candidate: Candidate) -> bool:
 def _estimated(
     candidate: Candidate, candidates: Sequence[Candidate], shorts: Mapping[str, float], seconds: float, curves: Curves
 ) -> ObjectiveVector:
-    """Objectives of an estimated candidate when it is trained for long."""
+    """Objectives of an estimated candidate when it is trained for long.
+
+    Its expected drop is that after as many steps as a newcomer of its family had; a network that computes more makes
+    fewer in the same time.
+    """
     point = objectives(candidate)
     assert point is not None
-    spent = shorts[candidate.plan.architecture.family] + trained_seconds(candidate, candidates)
-    return curves.drop_after(candidate, point[0], spent, seconds), *point[1:]
+    family = candidate.plan.architecture.family
+    per_step = curves.seconds_per_step(candidate)
+    newcomers = [
+        c.plan.training.steps
+        for c in candidates
+        if c.origin is Origin.PROMOTED and c.state is State.COMPLETE and c.plan.architecture.family == family
+    ]
+    usual = statistics.median(newcomers) if newcomers else shorts[family] / per_step
+    spent, later = candidate.total_steps, (shorts[family] + seconds) / per_step
+    return curves.drop_at(candidate, point[0], spent + usual, spent + later), *point[1:]
 
 
 def _vector(candidate: Candidate) -> ObjectiveVector:

@@ -31,11 +31,7 @@ points_of = st.lists(grid.map(lambda p: (p[0] / 4, p[1] / 4, p[2] / 4)), min_siz
 SHORT, SECONDS = {"base": 15.0, "space": 30.0}, 60.0
 
 
-def floor(_candidate: Candidate) -> float:
-    return -2.0
-
-
-CURVES = Curves(EXPONENTS, floor)
+CURVES = Curves(EXPONENTS, lambda _: -2.0, lambda _: 0.1)
 
 
 def plan_of(trial: int, steps: int = 300) -> Plan:
@@ -68,7 +64,7 @@ def trained(
     return Candidate(
         trial=trial, origin=origin, state=state, parent=parent, plan=plan_of(trial, steps),
         measurement=measurement if state is State.COMPLETE else None, violations=violations or {},
-        stage_seconds={"train": seconds},
+        stage_seconds={"train": seconds}, total_steps=steps,
     )  # fmt: skip
 
 
@@ -145,18 +141,18 @@ def test_nothing_has_no_order() -> None:
 
 
 def test_too_few_estimates_are_left_waiting() -> None:
-    assert next_to_promote(crowd(LEAST_ESTIMATES - 1), set(), SHORT, SECONDS, floor) is None
-    assert next_to_promote(crowd(LEAST_ESTIMATES), set(), SHORT, SECONDS, floor) is not None
+    assert next_to_promote(crowd(LEAST_ESTIMATES - 1), set(), SHORT, SECONDS, CURVES) is None
+    assert next_to_promote(crowd(LEAST_ESTIMATES), set(), SHORT, SECONDS, CURVES) is not None
 
 
 def test_what_the_tables_dropped_does_not_wait() -> None:
     dropped = [estimated(100 + n, None) for n in range(LEAST_ESTIMATES)]
-    assert next_to_promote([*crowd(LEAST_ESTIMATES - 1), *dropped], set(), SHORT, SECONDS, floor) is None
+    assert next_to_promote([*crowd(LEAST_ESTIMATES - 1), *dropped], set(), SHORT, SECONDS, CURVES) is None
 
 
 def test_each_estimate_is_promoted_once() -> None:
     candidates, busy, taken = crowd(LEAST_ESTIMATES + 3), set[int](), []
-    while (parent := next_to_promote(candidates, busy, SHORT, SECONDS, floor)) is not None:
+    while (parent := next_to_promote(candidates, busy, SHORT, SECONDS, CURVES)) is not None:
         taken.append(parent.trial)
         if len(taken) % 2:
             busy.add(parent.trial)
@@ -167,13 +163,13 @@ def test_each_estimate_is_promoted_once() -> None:
 
 def test_decisions_that_were_trained_are_not_promoted_again() -> None:
     waiting = crowd(LEAST_ESTIMATES + 1)
-    first = next_to_promote(waiting, set(), SHORT, SECONDS, floor)
+    first = next_to_promote(waiting, set(), SHORT, SECONDS, CURVES)
     assert first is not None
     twin = waiting[0 if first.trial else 1].model_copy(update={"plan": first.plan.model_copy(update={"seed": 9})})
     others = [twin if c.trial == twin.trial else c for c in waiting]
-    second = next_to_promote([*others, estimated(70, 1.0, 0.2)], {first.trial}, SHORT, SECONDS, floor)
+    second = next_to_promote([*others, estimated(70, 1.0, 0.2)], {first.trial}, SHORT, SECONDS, CURVES)
     assert second is not None and second.plan.pruning != first.plan.pruning
-    assert next_to_promote(others, {first.trial}, SHORT, SECONDS, floor) is None  # of the nine two are trained
+    assert next_to_promote(others, {first.trial}, SHORT, SECONDS, CURVES) is None  # of the nine two are trained
 
 
 def test_each_family_is_tried_before_families_are_compared() -> None:
@@ -185,16 +181,16 @@ def test_each_family_is_tried_before_families_are_compared() -> None:
         )
 
     good, bad = crowd(LEAST_ESTIMATES), [of_space(estimated(20 + n, 60.0, 0.2, 0.2)) for n in range(3)]
-    first = next_to_promote([*good, *bad], set(), SHORT, SECONDS, floor)
+    first = next_to_promote([*good, *bad], set(), SHORT, SECONDS, CURVES)
     assert first is not None
     file = trained(40, 2.0, parent=first.trial)
     file = file if first.plan.architecture.family == "base" else of_space(file)
-    second = next_to_promote([*good, *bad, file], set(), SHORT, SECONDS, floor)
+    second = next_to_promote([*good, *bad, file], set(), SHORT, SECONDS, CURVES)
     assert second is not None
     assert {c.plan.architecture.family for c in (first, second)} == {"base", "space"}
     other = trained(41, 9.0, 0.2, 0.2, parent=second.trial)
     other = other if second.plan.architecture.family == "base" else of_space(other)
-    third = next_to_promote([*good, *bad, file, other], set(), SHORT, SECONDS, floor)
+    third = next_to_promote([*good, *bad, file, other], set(), SHORT, SECONDS, CURVES)
     assert third is not None and third.plan.architecture.family == "base"
 
 
@@ -203,7 +199,7 @@ def test_an_estimate_like_a_trained_file_is_not_the_next() -> None:
     twins = [estimated(n, 1.0, 0.05, 0.05) for n in range(LEAST_ESTIMATES)]
     other = estimated(50, 1.0, 0.2, 0.03)
     file = trained(60, 0.3, 0.05, 0.05, parent=0)
-    parent = next_to_promote([*twins, other, file], set(), SHORT, SECONDS, floor)
+    parent = next_to_promote([*twins, other, file], set(), SHORT, SECONDS, CURVES)
     assert parent is not None and parent.trial == 50
 
 
@@ -211,7 +207,7 @@ def test_an_estimate_with_other_bits_takes_nothing_from_its_parent() -> None:
     file = trained(20, 0.5)
     same = estimated(21, 0.6, 0.08, parent=20)
     assert leaves([file, same]) == [file]
-    found = next_to_train_on([file, same], set(), SECONDS, floor)
+    found = next_to_train_on([file, same], set(), SECONDS, CURVES)
     assert found is not None and found.trial == 20
 
 
@@ -221,7 +217,7 @@ def test_an_estimate_with_other_bits_takes_nothing_from_its_parent() -> None:
 def test_what_can_be_trained_away_is_trained_on() -> None:
     """A drop that is halved adds more where it is large and the file is small."""
     near, small = trained(0, 0.05, 0.2, 0.2), trained(1, 2.0, 0.05, 0.05)
-    found = next_to_train_on([near, small], set(), SECONDS, floor)
+    found = next_to_train_on([near, small], set(), SECONDS, CURVES)
     assert found is not None and found.trial == 1
 
 
@@ -235,28 +231,28 @@ def test_what_can_be_trained_away_is_trained_on() -> None:
     ],
 )
 def test_what_cannot_be_trained_on_is_not(unable: Candidate) -> None:
-    assert next_to_train_on([unable], set(), SECONDS, floor) is None
+    assert next_to_train_on([unable], set(), SECONDS, CURVES) is None
 
 
 def test_a_drop_beyond_its_limit_may_be_trained_away() -> None:
     hopeful = trained(0, 2.0, violations={"max_accuracy_drop": 1.0})
-    assert next_to_train_on([hopeful], set(), SECONDS, floor) == hopeful
+    assert next_to_train_on([hopeful], set(), SECONDS, CURVES) == hopeful
 
 
 def test_each_file_is_trained_on_once() -> None:
     first = trained(0, 1.0)
     second = trained(1, 0.8, parent=0, origin=Origin.CONTINUED)
-    found = next_to_train_on([first, second], set(), SECONDS, floor)
+    found = next_to_train_on([first, second], set(), SECONDS, CURVES)
     assert found is not None and found.trial == 1
-    assert next_to_train_on([first, second], {1}, SECONDS, floor) is None
+    assert next_to_train_on([first, second], {1}, SECONDS, CURVES) is None
     assert leaves([first, second]) == [second]
 
 
 def test_hopes_shrink_with_the_training_behind() -> None:
-    first = trained(0, 1.0, seconds=10.0)
-    long_trained = trained(1, 1.0, seconds=500.0)
-    drop, size, latency = hoped_for(first, [first, long_trained], SECONDS, CURVES)
-    assert drop < hoped_for(long_trained, [first, long_trained], SECONDS, CURVES)[0] < 1.0
+    first = trained(0, 1.0, steps=100)
+    long_trained = trained(1, 1.0, steps=5000)
+    drop, size, latency = hoped_for(first, SECONDS, CURVES)
+    assert drop < hoped_for(long_trained, SECONDS, CURVES)[0] < 1.0
     assert (size, latency) == pytest.approx((math.log(0.1), math.log(0.1)))
 
 

@@ -1,0 +1,76 @@
+"""What the tables think worth a try in a model space, against looking at all of it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from benches import make_bench
+from ladders import PRECISIONS, SECTION, make_guide
+from torch import nn
+
+from autocompress.config import LimitsSection, SpaceSection
+from autocompress.data.task import TaskData
+from autocompress.engine.guided import Guide
+from autocompress.engine.space_front import space_front
+from autocompress.models import space_labels
+from autocompress.operators import arithmetic_of
+from autocompress.plan import ArchitectureSpec, Plan, Precision
+
+
+@pytest.fixture(scope="module")
+def guide(trained: nn.Module, digits: TaskData, small_space: Any, tmp_path_factory: pytest.TempPathFactory) -> Guide:
+    section = SpaceSection(precision=PRECISIONS, sparsity=SECTION.sparsity, model_space="loaded")
+    return make_guide(make_bench(trained, digits, small_space), tmp_path_factory.mktemp("table"), section)
+
+
+def all_members(guide: Guide) -> list[ArchitectureSpec]:
+    labels = space_labels(guide.space.model_space)
+    found: list[ArchitectureSpec] = []
+    for values in itertools.product(*labels.values()):
+        used = guide.space.used_choices(dict(zip(labels, values, strict=True)))
+        member = ArchitectureSpec(family="space", choices=used)
+        if member not in found:
+            found.append(member)
+    return found
+
+
+def figures(guide: Guide, member: ArchitectureSpec) -> tuple[float, float, int]:
+    """Multiplications, speed-up in 8 bits, and number of weights."""
+    plan = Plan(architecture=member)
+    usual = arithmetic_of(Precision.W8A8)
+    operators = [o.computed_in(usual) if o.layer else o for o in guide.predictor.operators(plan)]
+    weights = sum(guide.predictor.layer_bytes(o, Precision.FLOAT32) // 4 for o in operators if o.layer)
+    return guide.predictor.macs(plan), 1 / guide.predictor.latency_ratio(operators), int(weights)
+
+
+def test_the_largest_that_is_fast_enough_is_found(guide: Guide) -> None:
+    known = {repr(member): figures(guide, member) for member in all_members(guide)}
+    assert 8 <= len(known) <= 64
+    speeds = sorted(speed for _, speed, _ in known.values())
+    targets = [speeds[0] * 0.99, speeds[len(speeds) // 2], speeds[-1]]
+    found = space_front(guide, targets, 0)
+    assert found
+    for target in targets:
+        able = [macs for macs, speed, _ in known.values() if speed >= target]
+        own = [known[repr(member)] for member in found if known[repr(member)][1] >= target]
+        # a stock sampler sees most of so small a space: nothing much larger is fast enough
+        assert max(macs for macs, _, _ in own) >= 0.8 * max(able)
+
+
+def test_each_member_is_named_once_and_none_where_none_is_fast_enough(guide: Guide) -> None:
+    found = space_front(guide, [1e-3, 1e-3], 0)
+    assert len(found) == 1
+    assert space_front(guide, [1e6], 0) == []
+
+
+def test_what_cannot_be_small_enough_is_left_out(guide: Guide) -> None:
+    known = {repr(member): figures(guide, member) for member in all_members(guide)}
+    middle = sorted(weights for _, _, weights in known.values())[len(known) // 3]
+    low, high = guide.bits_range()
+    most_bytes = middle * (low * high) ** 0.5 / 8
+    limits = LimitsSection(max_size_bytes=int(most_bytes) + 1)
+    (found,) = space_front(replace(guide, limits=limits), [1e-3], 0)
+    assert known[repr(found)][2] <= middle * 1.1
