@@ -334,7 +334,7 @@ def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: fl
     """
     record = ladder.shared.record()
     seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
-    curves, horizon = ladder.curves(candidates), _seconds_to_come(ladder.session) / LINEAGES
+    curves, horizon = ladder.curves(candidates), _horizon_s(ladder.session)
     hopes: dict[str, list[ObjectiveVector]] = {name: [] for name in ladder.families}
     for c in leaves(candidates):
         hopes[c.plan.architecture.family].append(hoped_for(c, horizon, curves))
@@ -486,7 +486,7 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     busy = {
         int(t.user_attrs["parent"]) for t in running if t.user_attrs.get("rung") == "train" and "parent" in t.user_attrs
     }
-    horizon = max(seconds, _seconds_to_come(session) / LINEAGES)
+    horizon = max(seconds, _horizon_s(session))
     if action == "promote":
         least = 1 if _is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         shorts = {"base": seconds, "space": seconds * session.config.training.random_start_factor}
@@ -517,10 +517,14 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     return attributes | {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
 
 
-def _seconds_to_come(session: Session) -> float:
-    """Of long training, in the time that is left."""
-    timeout = session.config.study.timeout_s
-    return 0.0 if timeout is None else LAST_SHARES["train_on"] * max(0.0, timeout - session.elapsed_s())
+def _horizon_s(session: Session) -> float:
+    """Seconds of training by which candidates are compared: what they may still get, and at most as long as the run so far.
+
+    What is best after that, and not at the end, is trained next, so that there is a good front at any time.
+    """
+    timeout, elapsed = session.config.study.timeout_s, session.elapsed_s()
+    to_come = 0.0 if timeout is None else LAST_SHARES["train_on"] * max(0.0, timeout - elapsed)
+    return min(elapsed, to_come / LINEAGES)
 
 
 def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float, action: str) -> int:

@@ -19,7 +19,6 @@ from autocompress.plan import ArchitectureSpec, Plan
 
 MEMBERS, SECONDS = 60, 30.0
 """To look at, at most: one must be built and traced."""
-EXCESS = "excess"
 
 
 def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[ArchitectureSpec]:
@@ -28,9 +27,7 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[Arch
     Args:
         speedups: over the baseline.
     """
-    sampler = optuna.samplers.TPESampler(
-        n_startup_trials=MEMBERS // 4, seed=seed, constraints_func=lambda trial: (trial.user_attrs[EXCESS],)
-    )
+    sampler = optuna.samplers.TPESampler(n_startup_trials=MEMBERS // 4, seed=seed)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     found: dict[int, ArchitectureSpec] = {}
     predictor, usual = guide.predictor, arithmetic_of(guide.predictor.usual)
@@ -42,7 +39,7 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[Arch
         plan = Plan(architecture=found[trial.number])
         operators = [o.computed_in(usual) if o.layer else o for o in predictor.operators(plan)]
         weights = sum(math.prod(o.weight) for o in operators if o.layer)
-        trial.set_user_attr(EXCESS, weights / most_weights - 1)
+        trial.set_constraint("weights", weights / most_weights - 1)
         return predictor.macs(plan), 1 / predictor.latency_ratio(operators)
 
     study.optimize(measure, n_trials=MEMBERS, timeout=SECONDS)
