@@ -241,11 +241,11 @@ def index_stream(
 
 
 def worthwhile_views(views: int, epochs: float) -> int:
-    """Of so many views, those that a training should use: it sees each twice at least, and has two.
+    """Of so many views, those that a training should use: it sees each four times, and has two at least.
 
     A new view costs the teacher's time, which for a small student is as much as its own (docs/log.md).
     """
-    return min(views, max(2, int(epochs / 2)))
+    return min(views, max(2, int(epochs / 4)))
 
 
 def train_(

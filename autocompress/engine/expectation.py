@@ -27,8 +27,8 @@ EXPONENTS = {"base": 0.5, "space": 0.8}
 EXPONENT_RANGE = (0.05, 1.5)
 ROOM_POINTS = 2.0
 """How far beyond its teacher a student of the same size is thought to come in the end."""
-POINTS_PER_FOLD = 1.6
-"""What a student that computes e times less loses of that: as much as lies between ResNets of 20 and 56 layers on
+POINTS_PER_FOLD = 0.8
+"""What a student of an e-th of the capacity loses of that: as much as lies between ResNets of 20 and 56 layers on
 CIFAR-10 (He et al. 2016, table 6)."""
 POINTS_AT_3_BITS = 0.9
 """What weights of 3 bits cost in the end, and four times as much for each bit less (Esser et al. 2020, Learned Step
@@ -89,15 +89,15 @@ def trained_seconds(candidate: Candidate, candidates: Sequence[Candidate]) -> fl
         current = by_trial[current.parent]
 
 
-def least_drop_points(macs_ratio: float, bits: Mapping[int, float]) -> float:
+def least_drop_points(capacity_ratio: float, bits: Mapping[int, float]) -> float:
     """Drop that a student is thought to come near in the end.
 
     Args:
-        macs_ratio: its multiplications over those of the base.
+        capacity_ratio: its multiplications times its layers, over those of the base.
         bits: share of its weights by their bits.
     """
     rounding = sum(share * POINTS_AT_3_BITS * 4.0 ** (3 - width) for width, share in bits.items())
-    return rounding - POINTS_PER_FOLD * math.log(min(1.0, macs_ratio)) - ROOM_POINTS
+    return rounding - POINTS_PER_FOLD * math.log(min(1.0, capacity_ratio)) - ROOM_POINTS
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,8 @@ LINEAGES = 3
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 LEAST_CYCLES = 2
+WARM_STEPS = 400
+"""Of shared weights before one of their family must be tried: scores of those that began at random say nothing sooner."""
 START_UP_ESTIMATES = 12
 """Random plans before the sampler's model steers: they are cheap."""
 STALE = 24
@@ -127,9 +129,9 @@ class Ladder:
         """Multiplications of a candidate, and the drop in points that it comes near in the end."""
         if candidate.trial not in self._known:
             predictor, plan = self.predictor, candidate.plan
-            macs = predictor.macs(plan)
-            least = least_drop_points(macs / predictor.macs(Plan()), predictor.shares_of_bits(plan))
-            self._known[candidate.trial] = macs, least
+            ratio = predictor.capacity(plan) / predictor.capacity(Plan())
+            least = least_drop_points(ratio, predictor.shares_of_bits(plan))
+            self._known[candidate.trial] = predictor.macs(plan), least
         return self._known[candidate.trial]
 
     @property
@@ -257,7 +259,7 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
         return list(FIRST_SHARES)
     climbed = [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
-    if untried_families(candidates):  # before time is spent on what may be the worse one
+    if untried_families(candidates) & _ready(ladder):  # before time is spent on what may be the worse one
         return ["promote", "estimate"]
     if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
@@ -291,6 +293,14 @@ def _is_cold(ladder: Ladder) -> bool:
     """Whether the shared weights of a family say nothing yet."""
     record = ladder.shared.record()
     return any(record.get(name, {"cycles": 0})["cycles"] < LEAST_CYCLES for name in ladder.families)
+
+
+def _ready(ladder: Ladder) -> set[str]:
+    """Families whose members may be promoted; where only trials are counted, all."""
+    if ladder.session.config.study.timeout_s is None or ladder.families == ("space",):
+        return set(ladder.families)
+    record = ladder.shared.record()
+    return {f for f in ladder.families if f == "base" or record.get(f, {"steps": 0})["steps"] >= WARM_STEPS}
 
 
 def _nearly_over(ladder: Ladder) -> bool:
@@ -490,7 +500,7 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     if action == "promote":
         least = 1 if _is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         shorts = {"base": seconds, "space": seconds * session.config.training.random_start_factor}
-        parent = next_to_promote(candidates, busy, shorts, horizon, ladder.curves(candidates), least)
+        parent = next_to_promote(candidates, busy, shorts, horizon, ladder.curves(candidates), _ready(ladder), least)
         seconds = seconds if parent is None else shorts[parent.plan.architecture.family]
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)

@@ -1,8 +1,8 @@
-"""Members of a model space that the tables alone find worth a try: the most multiplications for their latency.
+"""Members of a model space that the tables alone find worth a try: those of most capacity for their latency.
 
 At equal latency the network that computes more is the more accurate one far more often than not (Ning et al. 2021,
-Evaluating Efficient Performance Estimators of Neural Architectures, section 5), and both numbers are known without
-training. A stock sampler looks for the trade-off between them; which member is best, shared weights and training say.
+Evaluating Efficient Performance Estimators of Neural Architectures, section 5), and it should not be too shallow. Both
+are known without training. A stock sampler looks for the trade-off; which member is best, training says.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEMBERS, SECONDS = 60, 30.0
 
 
 def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[ArchitectureSpec]:
-    """For each speed-up the member with most multiplications that reaches it at the usual precision, once each.
+    """For each speed-up the member of most capacity that reaches it at the usual precision, once each.
 
     Args:
         speedups: over the baseline.
@@ -40,7 +40,7 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[Arch
         operators = [o.computed_in(usual) if o.layer else o for o in predictor.operators(plan)]
         weights = sum(math.prod(o.weight) for o in operators if o.layer)
         trial.set_constraint("weights", weights / most_weights - 1)
-        return predictor.macs(plan), 1 / predictor.latency_ratio(operators)
+        return predictor.capacity(plan), 1 / predictor.latency_ratio(operators)
 
     study.optimize(measure, n_trials=MEMBERS, timeout=SECONDS)
     best: list[ArchitectureSpec] = []
