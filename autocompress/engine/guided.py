@@ -143,9 +143,7 @@ class Guide:
 
     def _is_too_slow(self, plan: Plan) -> bool:
         """Whether a network is beyond the limit on latency in any bits, and not worth a measurement."""
-        found = [
-            o.computed_in(arithmetic_of(self.predictor.usual)) if o.layer else o for o in self.predictor.operators(plan)
-        ]
+        found = self.predictor.usual_operators(plan)
         limited = self.limits.min_speedup is not None or self.limits.max_latency_ms is not None
         return limited and self.predictor.latency_ratio(found) * self.easiest()[0] > 1 + TOO_SLOW
 
@@ -179,9 +177,7 @@ class Guide:
     # --- structure: which blocks go, and how far each group is pruned
 
     def _structure(self, targets: Targets) -> tuple[ArchitectureSpec, PruningSpec]:
-        found = self.predictor.operators(Plan())
-        usual = arithmetic_of(self.predictor.usual)
-        full = [o.computed_in(usual) if o.layer else o for o in found]
+        full = self.predictor.usual_operators(Plan())
         blocks = self._blocks()
         ratios = self.space.base_ratios()
         units: list[list[Option]] = []

@@ -59,6 +59,11 @@ class Predictor:
         precisions = plan.quantization.precisions
         return [o.computed_in(arithmetic_of(precisions.get(o.layer))) if o.layer else o for o in found]
 
+    def usual_operators(self, plan: Plan) -> list[Operator]:
+        """What a file of the plan's network computes in the usual precision, whatever bits the plan has."""
+        usual = arithmetic_of(self.usual)
+        return [o.computed_in(usual) if o.layer else o for o in self.operators(plan)]
+
     def narrowed(self, found: Sequence[Operator], ratios: Mapping[str, float]) -> list[Operator]:
         """Operators of the base with some of its groups pruned."""
         lengths = self._channels({name: ratio for name, ratio in ratios.items() if ratio})

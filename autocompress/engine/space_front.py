@@ -14,7 +14,6 @@ import optuna
 
 from autocompress.engine.guided import Guide
 from autocompress.engine.space import PerLayer
-from autocompress.operators import arithmetic_of
 from autocompress.plan import ArchitectureSpec, Plan
 
 MEMBERS, SECONDS = 60, 30.0
@@ -30,14 +29,14 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[Arch
     sampler = optuna.samplers.TPESampler(n_startup_trials=MEMBERS // 4, seed=seed)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     found: dict[int, ArchitectureSpec] = {}
-    predictor, usual = guide.predictor, arithmetic_of(guide.predictor.usual)
+    predictor = guide.predictor
     low, high = guide.bits_range()
     most_weights = 8 * guide.baseline.size_bytes / guide.easiest()[1] / (low * high) ** 0.5
 
     def measure(trial: optuna.Trial) -> tuple[float, float]:
         _, found[trial.number] = guide.space.draw_member(PerLayer(trial))
         plan = Plan(architecture=found[trial.number])
-        operators = [o.computed_in(usual) if o.layer else o for o in predictor.operators(plan)]
+        operators = predictor.usual_operators(plan)
         weights = sum(math.prod(o.weight) for o in operators if o.layer)
         trial.set_constraint("weights", weights / most_weights - 1)
         return predictor.capacity(plan), 1 / predictor.latency_ratio(operators)
