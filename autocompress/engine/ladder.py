@@ -67,31 +67,28 @@ from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.plan import DistillationSpec, Plan, TrainingSpec
 
-FIRST_SHARES = {"share": 0.25, "estimate": 0.10, "promote": 0.25, "train_on": 0.40}
-LAST_SHARES = {"share": 0.12, "estimate": 0.06, "promote": 0.17, "train_on": 0.65}
-"""Of the time so far, at the beginning and at the end: training the shared weights, estimating, short and long trainings.
+SHARES = {"share": 0.15, "estimate": 0.06, "promote": 0.17, "train_on": 0.62}
+"""Of the time so far: training the shared weights, estimating, short and long trainings.
 
-What is trained alone does not help the others, and short trainings from good shared weights overtake long ones that
-began early (docs/log.md), so sharing comes first.
+One long training of the right member is worth more than many short ones, and sharing pays by its first minutes
+(docs/log.md).
 """
 SHARED_UNTIL = 0.7
 """Progress after which the shared weights are good enough."""
 MUTATE_FROM = 0.4
 """Progress after which every second new plan is a front member with one decision changed."""
-LENGTHS = {"share": 0.12, "promote": 0.10, "train_on": 0.40}
+LENGTHS = {"share": 0.12, "promote": 0.10, "train_on": 0.70}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
 LONGER = 3
 """Times the steps before, for a training that goes on where only trials are counted."""
 GROWTH = 1.5
 """A training that goes on is longer by this than all before it: a restart first loses what short ones gained."""
-LINEAGES = 3
-"""Candidates that the long training to come is expected to be spent on: what they may reach with it decides."""
+REST = 0.5
+"""A training takes what is left of the time where that would be less than this part of it."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 LEAST_CYCLES = 2
-WARM_STEPS = 400
-"""Of shared weights before one of their family must be tried: scores of those that began at random say nothing sooner."""
 START_UP_ESTIMATES = 12
 """Random plans before the sampler's model steers: they are cheap."""
 STALE = 24
@@ -256,10 +253,10 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
     if ladder.session.polish and progress >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
     if _is_cold(ladder):
-        return list(FIRST_SHARES)
+        return list(SHARES)
     climbed = [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
-    if untried_families(candidates) & _ready(ladder):  # before time is spent on what may be the worse one
+    if untried_families(candidates):  # before time is spent on what may be the worse one
         return ["promote", "estimate"]
     if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
@@ -270,8 +267,7 @@ def _in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress:
         "train_on": sum(c.finished_s - c.started_s for c in candidates if c.origin is Origin.CONTINUED),
     }
     total = sum(spent.values())
-    shares = {key: first + progress * (LAST_SHARES[key] - first) for key, first in FIRST_SHARES.items()}
-    return sorted(shares, key=lambda action: spent[action] - shares[action] * total)
+    return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
 
 
 def _overhead_s(candidates: Sequence[Candidate]) -> float:
@@ -295,14 +291,6 @@ def _is_cold(ladder: Ladder) -> bool:
     return any(record.get(name, {"cycles": 0})["cycles"] < LEAST_CYCLES for name in ladder.families)
 
 
-def _ready(ladder: Ladder) -> set[str]:
-    """Families whose members may be promoted; where only trials are counted, all."""
-    if ladder.session.config.study.timeout_s is None or ladder.families == ("space",):
-        return set(ladder.families)
-    record = ladder.shared.record()
-    return {f for f in ladder.families if f == "base" or record.get(f, {"steps": 0})["steps"] >= WARM_STEPS}
-
-
 def _nearly_over(ladder: Ladder) -> bool:
     """Whether there is no time left to train what would be estimated."""
     return _seconds_left(ladder) < ladder.overhead_s
@@ -314,7 +302,13 @@ def _seconds(ladder: Ladder, action: str) -> float:
     timeout = session.config.study.timeout_s
     shares = LENGTHS | {"polish": POLISH_SHARE / KNEES}
     length = shares[action] * (timeout or 0.0 if action == "polish" else session.elapsed_s())
-    return min(length, _seconds_left(ladder))
+    return _cut(ladder, length)
+
+
+def _cut(ladder: Ladder, length: float) -> float:
+    """A length that leaves no time behind, or enough for something else."""
+    left = _seconds_left(ladder)
+    return left if left < (1 + REST) * length else length
 
 
 def _seconds_left(ladder: Ladder) -> float:
@@ -344,7 +338,7 @@ def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: fl
     """
     record = ladder.shared.record()
     seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
-    curves, horizon = ladder.curves(candidates), _horizon_s(ladder.session)
+    curves, horizon = ladder.curves(candidates), _seconds(ladder, "train_on")
     hopes: dict[str, list[ObjectiveVector]] = {name: [] for name in ladder.families}
     for c in leaves(candidates):
         hopes[c.plan.architecture.family].append(hoped_for(c, horizon, curves))
@@ -496,11 +490,12 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     busy = {
         int(t.user_attrs["parent"]) for t in running if t.user_attrs.get("rung") == "train" and "parent" in t.user_attrs
     }
-    horizon = max(seconds, _horizon_s(session))
+    # what is best after one long training, and not at the end, is trained next: there is a good front at any time
+    horizon = _seconds(ladder, "train_on")
     if action == "promote":
         least = 1 if _is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         shorts = {"base": seconds, "space": seconds * session.config.training.random_start_factor}
-        parent = next_to_promote(candidates, busy, shorts, horizon, ladder.curves(candidates), _ready(ladder), least)
+        parent = next_to_promote(candidates, busy, shorts, horizon, ladder.curves(candidates), least)
         seconds = seconds if parent is None else shorts[parent.plan.architecture.family]
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
@@ -509,7 +504,7 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     if parent is None:
         return None
     if action == "train_on":
-        seconds = min(max(seconds, GROWTH * trained_seconds(parent, candidates)), _seconds_left(ladder))
+        seconds = _cut(ladder, max(seconds, GROWTH * trained_seconds(parent, candidates)))
     steps = _steps(ladder, candidates, parent.plan, seconds, action)
     if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
         return None
@@ -525,16 +520,6 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         "origin": origin.value,
     }
     return attributes | {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
-
-
-def _horizon_s(session: Session) -> float:
-    """Seconds of training by which candidates are compared: what they may still get, and at most as long as the run so far.
-
-    What is best after that, and not at the end, is trained next, so that there is a good front at any time.
-    """
-    timeout, elapsed = session.config.study.timeout_s, session.elapsed_s()
-    to_come = 0.0 if timeout is None else LAST_SHARES["train_on"] * max(0.0, timeout - elapsed)
-    return min(elapsed, to_come / LINEAGES)
 
 
 def _steps(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float, action: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -42,7 +42,6 @@ def next_to_promote(
     shorts: Mapping[str, float],
     seconds: float,
     curves: Curves,
-    ready: Collection[str],
     least: int = LEAST_ESTIMATES,
 ) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
@@ -53,13 +52,11 @@ def next_to_promote(
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
         curves: what is left of a drop after more training.
-        ready: families whose estimates say something.
         least: estimates that must wait.
     """
     gone = _climbed(candidates, busy)
     trained = {_decisions(c) for c in candidates if c.trial in gone or c.state is State.COMPLETE}
-    known = [c for c in candidates if _waits(c) and c.plan.architecture.family in ready]
-    waiting = [c for c in known if c.trial not in gone and _decisions(c) not in trained]
+    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and _decisions(c) not in trained]
     if len(waiting) < least:
         return None
     # scores of two sets of shared weights, of which one began at random, are no comparison

@@ -16,7 +16,7 @@ from autocompress.engine.guided import Guide
 from autocompress.engine.space import PerLayer
 from autocompress.plan import ArchitectureSpec, Plan
 
-MEMBERS, SECONDS = 60, 30.0
+MEMBERS, SECONDS = 60, 20.0
 """To look at, at most: one must be built and traced."""
 
 
