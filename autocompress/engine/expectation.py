@@ -22,14 +22,14 @@ KEPT_SHARE = 0.3
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
-EXPONENTS = {"base": 0.5, "space": 0.8}
+EXPONENTS = {"base": 0.4, "space": 0.85}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
 ROOM_POINTS = 2.0
 """How far beyond its teacher a student of the same size is thought to come in the end."""
-POINTS_PER_FOLD = 0.8
-"""What a student of an e-th of the capacity loses of that: as much as lies between ResNets of 20 and 56 layers on
-CIFAR-10 (He et al. 2016, table 6)."""
+POINTS_PER_FOLD = 0.5
+"""What a student of an e-th of the capacity loses of that: the 1.8 points between ResNets of 20 and of 56 layers on
+CIFAR-10 (He et al. 2016, table 6) over the logarithm of their capacities."""
 POINTS_AT_3_BITS = 0.9
 """What weights of 3 bits cost in the end, and four times as much for each bit less (Esser et al. 2020, Learned Step
 Size Quantization, table 1: ResNet-18 at 4, 3 and 2 bits)."""
@@ -93,7 +93,7 @@ def least_drop_points(capacity_ratio: float, bits: Mapping[int, float]) -> float
     """Drop that a student is thought to come near in the end.
 
     Args:
-        capacity_ratio: its multiplications times its layers, over those of the base.
+        capacity_ratio: its multiplications times its weights times its layers, over those of the base.
         bits: share of its weights by their bits.
     """
     rounding = sum(share * POINTS_AT_3_BITS * 4.0 ** (3 - width) for width, share in bits.items())

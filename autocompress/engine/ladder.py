@@ -79,6 +79,8 @@ MUTATE_FROM = 0.4
 """Progress after which every second new plan is a front member with one decision changed."""
 LENGTHS = {"share": 0.12, "promote": 0.10, "train_on": 0.70}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
+LONG = 0.1
+"""Of the whole time, for a training that goes on, at least."""
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
 LONGER = 3
 """Times the steps before, for a training that goes on where only trials are counted."""
@@ -298,11 +300,10 @@ def _nearly_over(ladder: Ladder) -> bool:
 
 def _seconds(ladder: Ladder, action: str) -> float:
     """Length of an action, cut to the time that is left."""
-    session = ladder.session
-    timeout = session.config.study.timeout_s
-    shares = LENGTHS | {"polish": POLISH_SHARE / KNEES}
-    length = shares[action] * (timeout or 0.0 if action == "polish" else session.elapsed_s())
-    return _cut(ladder, length)
+    whole = ladder.session.config.study.timeout_s or 0.0
+    lengths = {key: share * ladder.session.elapsed_s() for key, share in LENGTHS.items()}
+    lengths |= {"train_on": max(lengths["train_on"], LONG * whole), "polish": POLISH_SHARE / KNEES * whole}
+    return _cut(ladder, lengths[action])
 
 
 def _cut(ladder: Ladder, length: float) -> float:
