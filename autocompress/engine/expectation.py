@@ -22,10 +22,10 @@ KEPT_SHARE = 0.3
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
-EXPONENTS = {"base": 0.4, "space": 0.85}
+EXPONENTS = {"base": 0.35, "space": 0.95}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
-ROOM_POINTS = 2.0
+ROOM_POINTS = 3.0
 """How far beyond its teacher a student of the same size is thought to come in the end."""
 POINTS_PER_FOLD = 0.5
 """What a student of an e-th of the capacity loses of that: the 1.8 points between ResNets of 20 and of 56 layers on

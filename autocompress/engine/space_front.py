@@ -38,8 +38,10 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[Arch
         plan = Plan(architecture=found[trial.number])
         operators = predictor.usual_operators(plan)
         weights = sum(math.prod(o.weight) for o in operators if o.layer)
+        ratio = predictor.latency_ratio(operators)
         trial.set_constraint("weights", weights / most_weights - 1)
-        return predictor.capacity(plan), 1 / predictor.latency_ratio(operators)
+        trial.set_constraint("latency", ratio * min(speedups) - 1)
+        return predictor.capacity(plan), 1 / ratio
 
     study.optimize(measure, n_trials=MEMBERS, timeout=SECONDS)
     best: list[ArchitectureSpec] = []

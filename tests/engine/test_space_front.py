@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -50,9 +51,10 @@ def figures(guide: Guide, member: ArchitectureSpec) -> tuple[float, float, int]:
     plan = Plan(architecture=member)
     usual = arithmetic_of(Precision.W8A8)
     operators = [o.computed_in(usual) if o.layer else o for o in guide.predictor.operators(plan)]
-    weights = sum(guide.predictor.layer_bytes(o, Precision.FLOAT32) // 4 for o in operators if o.layer)
+    layers = [o for o in operators if o.layer]
+    weights = sum(guide.predictor.layer_bytes(o, Precision.FLOAT32) // 4 for o in layers)
     return (
-        guide.predictor.macs(plan) * len([o for o in operators if o.layer]),
+        guide.predictor.macs(plan) * len(layers) * sum(math.prod(o.weight) for o in layers),
         1 / guide.predictor.latency_ratio(operators),
         int(weights),
     )
