@@ -22,7 +22,7 @@ from autocompress.errors import AutocompressError
 from autocompress.models import state_digest
 from autocompress.plan import DistillationSpec, Plan, PruningSpec, TrainingSpec
 
-SPEEDUPS, FACTORS = (1.15, 1.8, 2.8), (1.25, 1.7, 2.4)
+SPEEDUPS, FACTORS = (1.15, 1.5, 2.1), (1.25, 1.7, 2.4)
 """Targets of the solver's plans, in units of the easiest ones."""
 FRONT_MEMBERS = 6
 TRAIN_DIGEST = "train.sha256"
