@@ -171,7 +171,8 @@ class TrainingSection(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     optimizer: Literal["muon", "sgd", "adamw"] = "muon"
     quantized_fraction: Annotated[
-        Fraction, Field(description="last part of the steps, with batch norm folded and fake quantisation")
+        Fraction,
+        Field(description="last part of the steps, with batch norm folded and fake quantisation; two epochs at most"),
     ] = 0.3
     views: Annotated[
         int, Field(ge=1, description="fixed augmented views of each example; the teacher sees each once")

@@ -54,8 +54,11 @@ from autocompress.stage_clock import StageClock
 EVALUATION_BATCH = 100
 CALIBRATION_BATCH = 64
 PARITY_EXAMPLES = 250
-QUANTIZED_RATE = 0.15
-"""Learning rate of the quantised phase, as a share of the float phase's: the network is nearly done."""
+QUANTIZED = {"muon": ("sgd", 0.05), "sgd": ("sgd", 0.05), "adamw": ("adamw", 0.15)}
+"""Optimiser of the quantised phase, and its rate as a share of ``learning_rate``: the network is nearly done, and with
+batch norm folded nothing keeps large steps from growing (docs/log.md)."""
+QUANTIZED_EPOCHS = 2
+"""Of the quantised phase at most: what rounding costs is won back soon."""
 
 Guard = Callable[[], AbstractContextManager[object]]
 
@@ -177,9 +180,12 @@ def finish(
         TrialFailed: the loss diverges, or the trained tensors do not fit the graph.
     """
     quantized = any(p.weight_bits for p in plan.quantization.precisions.values())
-    quantized_steps = round(plan.training.steps * bench.training.quantized_fraction) if quantized else 0
+    quantized_steps = _quantized_steps(bench, plan.training.steps) if quantized else 0
+    settings = bench.training
+    inherits = plan.architecture.family == "base"
+    full_rate = settings.learning_rate if inherits else settings.random_start_learning_rate
     with clock.stage("train"):
-        _train(bench, draft.network, plan, plan.training.steps - quantized_steps, 1.0)
+        _train(bench, draft.network, plan, plan.training.steps - quantized_steps, full_rate, settings.optimizer)
         save_file(float_state(draft.network), checkpoint)
     deployable = deployable_of(draft.network, draft.traced, plan.quantization.precisions)
     attach_weight_quantizers_(deployable, plan.quantization.precisions)
@@ -187,7 +193,8 @@ def finish(
         calibrate_(deployable, _calibration_batches(bench))
     mark_features_(deployable, classifier_name(draft.network))
     with clock.stage("train"):
-        _train(bench, deployable, plan, quantized_steps, QUANTIZED_RATE)
+        optimizer, share = QUANTIZED[settings.optimizer]
+        _train(bench, deployable, plan, quantized_steps, share * settings.learning_rate, optimizer)
     with clock.stage("export"):
         deployable.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         write_file(draft.graph, deployable, plan, path)
@@ -211,17 +218,20 @@ def deployable_of(
     return deployable
 
 
-def _train(bench: Bench, network: nn.Module, plan: Plan, steps: int, rate: float) -> None:
+def _quantized_steps(bench: Bench, steps: int) -> int:
+    most = QUANTIZED_EPOCHS * len(bench.data.train) // bench.training.batch_size
+    return min(round(steps * bench.training.quantized_fraction), max(1, most))
+
+
+def _train(bench: Bench, network: nn.Module, plan: Plan, steps: int, rate: float, optimizer: str) -> None:
     settings = bench.training
-    inherits = plan.architecture.family == "base"
-    full_rate = settings.learning_rate if inherits else settings.random_start_learning_rate
     schedule = Schedule(
         steps=steps,
-        learning_rate=full_rate * rate,
+        learning_rate=rate,
         batch_size=settings.batch_size,
         weight_decay=settings.weight_decay,
         seed=plan.seed,
-        optimizer=settings.optimizer,
+        optimizer=optimizer,
         acceleration=bench.acceleration,
         each_batch=bench.each_batch,
     )

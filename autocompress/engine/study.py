@@ -28,9 +28,10 @@ from autocompress.engine.baseline import (
     test_answers,
     validation_answers,
 )
+from autocompress.engine.climb import climb
 from autocompress.engine.continuation import Continuation, next_continuation
 from autocompress.engine.events import Watcher
-from autocompress.engine.ladder import Ladder, climb, first_plans, make_ladder
+from autocompress.engine.ladder import Ladder, first_plans, make_ladder
 from autocompress.engine.pareto import front
 from autocompress.engine.recovery import recover
 from autocompress.engine.run_folder import (

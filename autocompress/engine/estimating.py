@@ -1,0 +1,83 @@
+"""Estimates of plans: by the tables alone, and where they let a plan pass, as a member of the shared weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optuna
+
+from autocompress.candidate import Candidate, Estimate, State
+from autocompress.engine.expectation import KEPT_SHARE, fit_expectation
+from autocompress.engine.ladder import Ladder
+from autocompress.engine.limits import describe_broken, latency_violations, size_violations
+from autocompress.engine.mutation import mutated
+from autocompress.engine.run_folder import read_candidates
+from autocompress.engine.session import Session, ask
+from autocompress.engine.trial import Current, Result, describe, plan_of
+from autocompress.file_lock import exclusive
+from autocompress.plan import Plan
+
+MUTATE_FROM = 0.4
+"""Progress after which every second new plan is a front member with one decision changed."""
+START_UP_ESTIMATES = 12
+"""Random plans before the sampler's model steers: they are cheap."""
+SLACK = 0.05
+"""A plan is dropped by the tables only where it breaks a limit by more than their error."""
+
+
+def new_estimate(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> optuna.Trial:
+    """A trial to estimate: drawn by the sampler, or a front member with one decision changed."""
+    session = ladder.session
+    estimated = [c for c in candidates if c.state is State.ESTIMATED]
+    late = progress >= MUTATE_FROM and len(estimated) % 2 == 1
+    with exclusive(session.run.root / "ask.lock"):
+        if late:
+            number = len(session.study.get_trials(deepcopy=False))
+            found = mutated(candidates, ladder.guide, session.config.study.seed + number)
+            if found is not None:
+                plan, parent = found
+                attributes = {"plan": plan.model_dump_json(), "origin": "mutated", "rung": "estimate", "outside": True}
+                attributes |= {} if parent is None else {"parent": parent.trial}
+                session.study.enqueue_trial({}, user_attrs=attributes)
+        return ask(session, START_UP_ESTIMATES)
+
+
+def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.Trial) -> Result:
+    """F0, and where the tables let the plan pass, F1."""
+    with current.clock.stage("plan"):
+        current.plan = plan_of(session, trial)
+    session.watcher.started(current.number, current.origin, describe(current.plan, current.name))
+    with current.clock.stage("predict"):
+        broken, estimate, found = beyond(ladder, current.plan)
+    if broken:
+        return Result(State.ESTIMATED, f"limit: {broken}, by the tables", estimate=estimate, violations=found)
+    with current.clock.stage("score"):
+        trained = None if current.parent is None else session.run.checkpoint(current.parent.trial)
+        divergence, drop = ladder.shared.score(current.plan, trained)
+    expected = _expected_drop(session, current, drop)
+    figures = {"divergence": divergence, "shared_drop_points": drop, "drop_points": expected}
+    if session.config.limits.max_accuracy_drop is not None:
+        found = found | {"max_accuracy_drop": expected - session.config.limits.max_accuracy_drop}
+    return Result(State.ESTIMATED, estimate=estimate.model_copy(update=figures), violations=found)
+
+
+def _expected_drop(session: Session, current: Current, drop: float) -> float:
+    """After a short training; of a trained network with other bits, what it had and a part of what rounding adds."""
+    parent = None if current.parent is None else current.parent.measurement
+    if parent is not None and parent.validation is not None:
+        own = parent.validation.drop_points
+        return own + KEPT_SHARE * max(0.0, drop - own)
+    expectation = fit_expectation(read_candidates(session.run))
+    return expectation.drop_points(drop, current.plan.architecture.family)
+
+
+def beyond(ladder: Ladder, plan: Plan) -> tuple[str, Estimate, dict[str, float]]:
+    """Limits that a plan breaks by the tables, in words and as amounts, and what the tables say."""
+    limits, baseline, predictor = ladder.session.config.limits, ladder.session.baseline, ladder.predictor
+    found = predictor.operators(plan)
+    ratio, size = predictor.latency_ratio(found), predictor.size_bytes(plan, found)
+    assert baseline.latency is not None
+    amounts = size_violations(limits, round(size), baseline.size_bytes)
+    amounts |= latency_violations(limits, ratio * baseline.latency.latency_ms, ratio)
+    broken = describe_broken({name: amount for name, amount in amounts.items() if amount > SLACK}, limits)
+    return broken, Estimate(size_ratio=size / baseline.size_bytes, latency_ratio=ratio), amounts

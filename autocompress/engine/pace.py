@@ -1,0 +1,109 @@
+"""What lags most behind its share of the time, and how long it may take."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from autocompress.candidate import Candidate, Origin, State
+from autocompress.engine.ladder import USUAL_OVERHEAD_S, Ladder
+from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
+from autocompress.plan import Plan
+
+SHARES = {"share": 0.15, "estimate": 0.06, "promote": 0.17, "train_on": 0.62}
+"""Of the time so far: training the shared weights, estimating, short and long trainings.
+
+One long training of the right member is worth more than many short ones, and sharing pays by its first minutes
+(docs/log.md).
+"""
+LENGTHS = {"share": 0.12, "promote": 0.10, "train_on": 0.70}
+"""Seconds of an action, as a share of the run time so far: budgets grow with the study."""
+LONG = 0.1
+"""Of the whole time, for a training that goes on, at least."""
+REST = 0.5
+"""A training takes what is left of the time where that would be less than this part of it."""
+KNEES, POLISH_SHARE = 3, 0.3
+"""With ``--polish``, so many knee points of the front share this last part of the time."""
+LEAST_CYCLES = 2
+STALE = 24
+LONGER = 3
+"""Times the steps before, for a training that goes on where only trials are counted."""
+
+
+def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> list[str]:
+    """Actions, the one that lags most behind its share of the time first; none makes sense before the shared weights do."""
+    if ladder.session.polish and progress >= 1 - POLISH_SHARE:
+        return ["polish", "train_on"]
+    if is_cold(ladder):
+        return list(SHARES)
+    climbed = [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
+    estimated = sum(c.state is State.ESTIMATED for c in candidates)
+    if untried_families(candidates):  # before time is spent on what may be the worse one
+        return ["promote", "estimate"]
+    if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
+        return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
+    spent = {
+        "share": ladder.shared.seconds(),
+        "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
+        "promote": sum(c.finished_s - c.started_s for c in candidates if c.origin is Origin.PROMOTED),
+        "train_on": sum(c.finished_s - c.started_s for c in candidates if c.origin is Origin.CONTINUED),
+    }
+    total = sum(spent.values())
+    return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+
+
+def overhead_s(candidates: Sequence[Candidate]) -> float:
+    """Seconds that a file takes beside its training."""
+    files = [c for c in candidates if c.state is State.COMPLETE]
+    seconds = [c.finished_s - c.started_s - c.stage_seconds.get("train", 0.0) for c in files]
+    return statistics.median(seconds) if seconds else USUAL_OVERHEAD_S
+
+
+def is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
+    """Whether, where only trials are counted, plan after plan was estimated and none was new enough to be trained."""
+    if ladder.session.config.study.timeout_s is not None:
+        return False
+    recent = sorted(candidates, key=lambda c: c.trial)[-STALE:]
+    return len(recent) == STALE and all(c.state is State.ESTIMATED for c in recent)
+
+
+def is_cold(ladder: Ladder) -> bool:
+    """Whether the shared weights of a family say nothing yet."""
+    record = ladder.shared.record()
+    return any(record.get(name, {"cycles": 0})["cycles"] < LEAST_CYCLES for name in ladder.families)
+
+
+def nearly_over(ladder: Ladder) -> bool:
+    """Whether there is no time left to train what would be estimated."""
+    return left_s(ladder) < ladder.overhead_s
+
+
+def length_s(ladder: Ladder, action: str) -> float:
+    """Length of an action, cut to the time that is left."""
+    whole = ladder.session.config.study.timeout_s or 0.0
+    lengths = {key: share * ladder.session.elapsed_s() for key, share in LENGTHS.items()}
+    lengths |= {"train_on": max(lengths["train_on"], LONG * whole), "polish": POLISH_SHARE / KNEES * whole}
+    return cut_s(ladder, lengths[action])
+
+
+def cut_s(ladder: Ladder, length: float) -> float:
+    """A length that leaves no time behind, or enough for something else."""
+    left = left_s(ladder)
+    return left if left < (1 + REST) * length else length
+
+
+def left_s(ladder: Ladder) -> float:
+    """For training, before the study ends."""
+    timeout = ladder.session.config.study.timeout_s
+    return math.inf if timeout is None else timeout - ladder.session.elapsed_s() - ladder.overhead_s
+
+
+def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float, action: str) -> int:
+    """Steps that fit into so many seconds, at the speed of what was trained before; multiples of the study's where
+    time is free.
+    """
+    if ladder.session.config.study.timeout_s is None:
+        return plan.training.steps * (1 if action == "promote" else LONGER)
+    rate = ladder.seconds_per_mac(candidates, plan.architecture.family)
+    return int(seconds / (rate * ladder.predictor.macs(plan)))
