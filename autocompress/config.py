@@ -172,7 +172,7 @@ class TrainingSection(_Section):
     optimizer: Literal["muon", "sgd", "adamw"] = "muon"
     quantized_fraction: Annotated[
         Fraction,
-        Field(description="last part of the steps, with batch norm folded and fake quantisation; two epochs at most"),
+        Field(description="last part of the steps, with batch norm folded and fake quantisation; 600 at most"),
     ] = 0.3
     views: Annotated[
         int, Field(ge=1, description="fixed augmented views of each example; the teacher sees each once")

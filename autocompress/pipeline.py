@@ -57,7 +57,7 @@ PARITY_EXAMPLES = 250
 QUANTIZED = {"muon": ("sgd", 0.05), "sgd": ("sgd", 0.05), "adamw": ("adamw", 0.15)}
 """Optimiser of the quantised phase, and its rate as a share of ``learning_rate``: the network is nearly done, and with
 batch norm folded nothing keeps large steps from growing (docs/log.md)."""
-QUANTIZED_EPOCHS = 2
+QUANTIZED_STEPS = 600
 """Of the quantised phase at most: what rounding costs is won back soon."""
 
 Guard = Callable[[], AbstractContextManager[object]]
@@ -180,8 +180,9 @@ def finish(
         TrialFailed: the loss diverges, or the trained tensors do not fit the graph.
     """
     quantized = any(p.weight_bits for p in plan.quantization.precisions.values())
-    quantized_steps = _quantized_steps(bench, plan.training.steps) if quantized else 0
     settings = bench.training
+    share = settings.quantized_fraction if quantized else 0.0
+    quantized_steps = min(round(plan.training.steps * share), QUANTIZED_STEPS)
     inherits = plan.architecture.family == "base"
     full_rate = settings.learning_rate if inherits else settings.random_start_learning_rate
     with clock.stage("train"):
@@ -193,8 +194,8 @@ def finish(
         calibrate_(deployable, _calibration_batches(bench))
     mark_features_(deployable, classifier_name(draft.network))
     with clock.stage("train"):
-        optimizer, share = QUANTIZED[settings.optimizer]
-        _train(bench, deployable, plan, quantized_steps, share * settings.learning_rate, optimizer)
+        optimizer, rate = QUANTIZED[settings.optimizer]
+        _train(bench, deployable, plan, quantized_steps, rate * settings.learning_rate, optimizer)
     with clock.stage("export"):
         deployable.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         write_file(draft.graph, deployable, plan, path)
@@ -216,11 +217,6 @@ def deployable_of(
     fold_batch_norm_(deployable)
     insert_activation_quantizers_(deployable, precisions)
     return deployable
-
-
-def _quantized_steps(bench: Bench, steps: int) -> int:
-    most = QUANTIZED_EPOCHS * len(bench.data.train) // bench.training.batch_size
-    return min(round(steps * bench.training.quantized_fraction), max(1, most))
 
 
 def _train(bench: Bench, network: nn.Module, plan: Plan, steps: int, rate: float, optimizer: str) -> None:
