@@ -209,6 +209,18 @@ def test_int8_costs_little_accuracy_even_untrained(bench: Bench, float32: Made, 
     assert small >= whole - 0.02
 
 
+def test_a_long_quantised_phase_wins_back_what_rounding_costs(bench: Bench, tmp_path: Path) -> None:
+    """With batch norm folded nothing bounds a step: a rate that is too high destroys the network, but not at once."""
+    long = replace(bench, training=bench.training.model_copy(update={"learning_rate": 0.1, "quantized_fraction": 0.9}))
+    low = dict.fromkeys(LAYERS, Precision.W3A8)
+    rounded, trained = (
+        Made(bench, plan(low, steps=0), tmp_path / "rounded"),
+        Made(long, plan(low, 600), tmp_path / "trained"),
+    )
+    before, after = (answers(bench, m.path, bench.data.validation, m.plan).mean() for m in (rounded, trained))
+    assert before < after > 0.95
+
+
 def test_nothing_half_written_stays(mixed: Made) -> None:
     assert sorted(entry.name for entry in mixed.path.parent.iterdir()) == ["model.onnx", "weights.safetensors"]
 

@@ -27,7 +27,7 @@ EXPONENTS = {"base": 0.35, "space": 0.95}
 EXPONENT_RANGE = (0.05, 1.5)
 ROOM_POINTS = 3.5
 """How far beyond its teacher a student of the same size is thought to come in the end."""
-POINTS_PER_FOLD = 0.8
+POINTS_PER_FOLD = 0.55
 """What a student of an e-th of the capacity loses of that: the 1.8 points between ResNets of 20 and of 56 layers on
 CIFAR-10 (He et al. 2016, table 6) over the logarithm of their capacities."""
 POINTS_AT_3_BITS = 0.9
@@ -93,7 +93,7 @@ def least_drop_points(capacity_ratio: float, bits: Mapping[int, float]) -> float
     """Drop that a student is thought to come near in the end.
 
     Args:
-        capacity_ratio: its multiplications times its layers, over those of the base.
+        capacity_ratio: over that of the base.
         bits: share of its weights by their bits.
     """
     rounding = sum(share * POINTS_AT_3_BITS * 4.0 ** (3 - width) for width, share in bits.items())

@@ -76,11 +76,12 @@ class Predictor:
         return max(1.0, sum(math.prod(o.weight) * _positions(o) for o in found))
 
     def capacity(self, plan: Plan) -> float:
-        """Multiplications times layers: of networks that compute as much the deeper one is better, up to a depth
-        (Tan and Le 2019, EfficientNet, section 3.2: width or depth alone saturate). Weights add nothing to that
-        (docs/log.md).
+        """Multiplications times weights times layers, by which students rank (docs/log.md): width or depth alone
+        saturate (Tan and Le 2019, EfficientNet, section 3.2).
         """
-        return self.macs(plan) * max(1, _layers(self.operators(plan)))
+        layers = [o for o in self.operators(plan) if o.layer]
+        weights = sum(math.prod(o.weight) for o in layers)
+        return self.macs(plan) * max(1, weights) * max(1, len(layers))
 
     def shares_of_bits(self, plan: Plan) -> dict[int, float]:
         """Share of the plan's weights by their bits; float weights have 32."""

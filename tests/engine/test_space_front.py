@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -53,7 +54,7 @@ def figures(guide: Guide, member: ArchitectureSpec) -> tuple[float, float, int]:
     layers = [o for o in operators if o.layer]
     weights = sum(guide.predictor.layer_bytes(o, Precision.FLOAT32) // 4 for o in layers)
     return (
-        guide.predictor.macs(plan) * len(layers),
+        guide.predictor.macs(plan) * len(layers) * sum(math.prod(o.weight) for o in layers),
         1 / guide.predictor.latency_ratio(operators),
         int(weights),
     )
