@@ -104,6 +104,11 @@ class BitsSpace:
     starts: Mapping[str, str]
     quantized_fraction: float
 
+    @property
+    def stage_kinds(self) -> tuple[str, ...]:
+        """No decisions by stage: each layer has its own."""
+        return ()
+
     def suggest_plan(self, draw: Draw, number: int) -> Plan:
         """A parent's plan with other bits, trained on from its float32 weights."""
         name = draw.family(list(self.parents))
@@ -130,6 +135,11 @@ class DistillationSpace:
     parents: Mapping[str, Candidate]
     starts: Mapping[str, str]
     affordable_steps: Callable[[Candidate], int]
+
+    @property
+    def stage_kinds(self) -> tuple[str, ...]:
+        """No decisions by stage: each layer has its own."""
+        return ()
 
     def suggest_plan(self, draw: Draw, number: int) -> Plan:
         """A parent's plan under other losses, trained on from its float32 weights."""
