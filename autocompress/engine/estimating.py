@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import optuna
 
 from autocompress.candidate import Candidate, Estimate, State
-from autocompress.engine.expectation import KEPT_SHARE, fit_expectation
+from autocompress.engine.expectation import KEPT_OF_ROUNDING, fit_expectation
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import mutated
@@ -66,7 +66,7 @@ def _expected_drop(session: Session, current: Current, drop: float) -> float:
     parent = None if current.parent is None else current.parent.measurement
     if parent is not None and parent.validation is not None:
         own = parent.validation.drop_points
-        return own + KEPT_SHARE * max(0.0, drop - own)
+        return own + KEPT_OF_ROUNDING * max(0.0, drop - own)
     expectation = fit_expectation(read_candidates(session.run))
     return expectation.drop_points(drop, current.plan.architecture.family)
 

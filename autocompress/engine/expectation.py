@@ -19,6 +19,8 @@ from autocompress.candidate import Candidate, Estimate, Origin, State
 
 KEPT_SHARE = 0.3
 """Share of a member's drop that is expected to be left after a short training, before any pair is known."""
+KEPT_OF_ROUNDING = 0.1
+"""Of what rounding a trained network's weights costs, the share that quantised steps do not win back (docs/log.md)."""
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
@@ -27,12 +29,13 @@ EXPONENTS = {"base": 0.35, "space": 0.95}
 EXPONENT_RANGE = (0.05, 1.5)
 ROOM_POINTS = 3.5
 """How far beyond its teacher a student of the same size is thought to come in the end."""
-POINTS_PER_FOLD = 0.55
-"""What a student of an e-th of the capacity loses of that: the 1.8 points between ResNets of 20 and of 56 layers on
-CIFAR-10 (He et al. 2016, table 6) over the logarithm of their capacities."""
-POINTS_AT_3_BITS = 0.9
-"""What weights of 3 bits cost in the end, and four times as much for each bit less (Esser et al. 2020, Learned Step
-Size Quantization, table 1: ResNet-18 at 4, 3 and 2 bits)."""
+POINTS_PER_SQUARED_FOLD = 0.16
+"""What a student of less capacity loses of that, by the square of the logarithm of the capacities' ratio: on CIFAR-10
+ResNets of 44, 32 and 20 layers lose 0.2, 0.5 and 1.8 points to that of 56 (He et al. 2016, table 6), and the logarithms
+are 0.7, 1.8 and 3.3."""
+POINTS_AT_3_BITS = 0.45
+"""What weights of 3 bits cost in the end (docs/log.md), and four times as much for each bit less (Esser et al. 2020,
+Learned Step Size Quantization, table 1: ResNet-18 at 4, 3 and 2 bits)."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def least_drop_points(capacity_ratio: float, bits: Mapping[int, float]) -> float
         bits: share of its weights by their bits.
     """
     rounding = sum(share * POINTS_AT_3_BITS * 4.0 ** (3 - width) for width, share in bits.items())
-    return rounding - POINTS_PER_FOLD * math.log(min(1.0, capacity_ratio)) - ROOM_POINTS
+    return rounding + POINTS_PER_SQUARED_FOLD * math.log(min(1.0, capacity_ratio)) ** 2 - ROOM_POINTS
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Made once by each process; tables and shared weights lie in the run folder, so t
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from autocompress.engine.run_folder import write_json
 from autocompress.engine.session import Session
 from autocompress.engine.shared import TOLERANCE, Shared
 from autocompress.engine.space import NamedPlan, plain_int8
+from autocompress.engine.step_time import StepTime, fit_step_time
 from autocompress.engine.tables import Tables, measure_tables
 from autocompress.engine.warm_start import (
     TRAIN_DIGEST,
@@ -34,8 +34,8 @@ from autocompress.errors import TrialFailed, first_line
 from autocompress.file_lock import exclusive
 from autocompress.plan import DistillationSpec, Plan
 
-USUAL_OVERHEAD_S, USUAL_SECONDS_PER_MAC = 12.0, 2e-9
-"""Of a trial beside its training, and of a step for each multiplication of one example, until one was seen."""
+USUAL_OVERHEAD_S, USUAL_STEP = 12.0, StepTime(0.02, 1.5e-9)
+"""Of a trial beside its training, and of a step, until one was seen."""
 
 
 @dataclass
@@ -51,23 +51,22 @@ class Ladder:
 
     def curves(self, candidates: Sequence[Candidate]) -> Curves:
         """What is left of drops after more training, by all that was trained so far."""
-        rates = {family: self.seconds_per_mac(candidates, family) for family in ("base", "space")}
+        steps = {family: self.step_time(candidates, family) for family in ("base", "space")}
         return fit_curves(
             candidates,
             lambda c: self._figures(c)[1],
-            lambda c: rates[c.plan.architecture.family] * self._figures(c)[0],
+            lambda c: steps[c.plan.architecture.family].seconds(self._figures(c)[0]),
         )
 
-    def seconds_per_mac(self, candidates: Sequence[Candidate], family: str) -> float:
-        """Seconds of a training step for each multiplication of one example: of the family's files, else of shared weights."""
+    def step_time(self, candidates: Sequence[Candidate], family: str) -> StepTime:
+        """Of the family's files, else of shared weights."""
         files = [c for c in candidates if c.state is State.COMPLETE and c.plan.training.steps > 0]
         record = self.shared.record()
         shared = [record[name] for name in (family, *record) if name in record and record[name]["macs"]]
         own = [c for c in files if c.plan.architecture.family == family] or ([] if shared else files)
-        if own:
-            macs = self.predictor.macs
-            return statistics.median(c.stage_seconds["train"] / c.plan.training.steps / macs(c.plan) for c in own)
-        return shared[0]["seconds_per_step"] / shared[0]["macs"] if shared else USUAL_SECONDS_PER_MAC
+        seen = [(self.predictor.macs(c.plan), c.stage_seconds["train"] / c.plan.training.steps) for c in own]
+        seen = seen or [(entry["macs"], entry["seconds_per_step"]) for entry in shared[:1]]
+        return fit_step_time(seen) if seen else USUAL_STEP
 
     def _figures(self, candidate: Candidate) -> tuple[float, float]:
         """Multiplications of a candidate, and the drop in points that it comes near in the end."""

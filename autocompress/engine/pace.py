@@ -105,5 +105,5 @@ def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, se
     """
     if ladder.session.config.study.timeout_s is None:
         return plan.training.steps * (1 if action == "promote" else LONGER)
-    rate = ladder.seconds_per_mac(candidates, plan.architecture.family)
-    return int(seconds / (rate * ladder.predictor.macs(plan)))
+    step = ladder.step_time(candidates, plan.architecture.family)
+    return int(seconds / step.seconds(ladder.predictor.macs(plan)))
