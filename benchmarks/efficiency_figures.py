@@ -70,6 +70,7 @@ class Sitting(_Record):
     ended: str | None = None
     wall_s: float | None = None
     cpu_s: float | None = None
+    peak_memory_mb: float | None = None
 
 
 class EngineRun(_Record):

@@ -181,16 +181,19 @@ def _machine_lines(runs: Sequence[EngineRun]) -> list[str]:
 
 def _run_table(runs: Sequence[EngineRun]) -> list[str]:
     lines = [
-        "| engine | seed | minutes | steps a trial | files measured | hypervolume | wall, s | processor, s | sittings |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| engine | seed | minutes | steps a trial | files measured | hypervolume | wall, s | processor, s "
+        "| peak memory, MB | sittings |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
         wall_s, cpu_s = (sum(getattr(s, key) or 0.0 for s in run.sittings) for key in ("wall_s", "cpu_s"))
         killed = sum(sitting.ended is None for sitting in run.sittings)
         sittings = f"{len(run.sittings)}{f', {killed} killed' if killed else ''}"
+        memory = max((s.peak_memory_mb for s in run.sittings if s.peak_memory_mb is not None), default=None)
         volume = final_volume(run.counted)
         cells = [run.engine, run.seed, f"{run.minutes:g}", run.steps, len(run.counted), f"{volume:.3f}"]
-        lines.append(_row([*cells, f"{wall_s:.0f}", f"{cpu_s:.0f}", sittings]))
+        peak = "unknown" if memory is None else f"{memory:.0f}"
+        lines.append(_row([*cells, f"{wall_s:.0f}", f"{cpu_s:.0f}", peak, sittings]))
     return lines
 
 

@@ -197,7 +197,9 @@ def _begin_sitting(folder: Path) -> int:
 
 def _end_sitting(folder: Path, number: int, wall_s: float, cpu_s: float) -> None:
     sittings = read_sittings(folder)
-    sittings[number] = sittings[number].model_copy(update={"ended": now(), "wall_s": wall_s, "cpu_s": cpu_s})
+    peak_memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    figures = {"ended": now(), "wall_s": wall_s, "cpu_s": cpu_s, "peak_memory_mb": peak_memory_mb}
+    sittings[number] = sittings[number].model_copy(update=figures)
     _write_sittings(folder, sittings)
 
 
