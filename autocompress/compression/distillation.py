@@ -424,10 +424,10 @@ def fastest_acceleration(model: nn.Module, data: TaskData, schedule: Schedule) -
 
     def seconds(mode: Acceleration) -> float:
         student = copy.deepcopy(model)
-        timed = replace(schedule, steps=2, acceleration=mode)
+        timed = replace(schedule, steps=1, acceleration=mode)
         train_(student, data, None, DistillationSpec(), timed, views=1)
         start = time.perf_counter()
-        train_(student, data, None, DistillationSpec(), replace(timed, steps=4), views=1)
+        train_(student, data, None, DistillationSpec(), replace(timed, steps=2), views=1)
         return time.perf_counter() - start
 
     if torch.cuda.is_available():

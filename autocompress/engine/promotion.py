@@ -159,14 +159,19 @@ def _estimated(
     assert point is not None
     family = candidate.plan.architecture.family
     per_step = curves.seconds_per_step(candidate)
-    newcomers = [
+    usual = newcomer_steps(candidates, family) or shorts[family] / per_step
+    spent, later = candidate.total_steps, (shorts[family] + seconds) / per_step
+    return curves.drop_at(candidate, point[0], spent + usual, spent + later), *point[1:]
+
+
+def newcomer_steps(candidates: Sequence[Candidate], family: str) -> float | None:
+    """Steps after which an expected drop holds: the usual ones of a family's promoted candidates; None without any."""
+    steps = [
         c.plan.training.steps
         for c in candidates
         if c.origin is Origin.PROMOTED and c.state is State.COMPLETE and c.plan.architecture.family == family
     ]
-    usual = statistics.median(newcomers) if newcomers else shorts[family] / per_step
-    spent, later = candidate.total_steps, (shorts[family] + seconds) / per_step
-    return curves.drop_at(candidate, point[0], spent + usual, spent + later), *point[1:]
+    return statistics.median(steps) if steps else None
 
 
 def _vector(candidate: Candidate) -> ObjectiveVector:
