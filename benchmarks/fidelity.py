@@ -13,6 +13,7 @@ may work on the run meanwhile.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -28,11 +29,13 @@ from scipy.stats import kendalltau
 
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.baseline import load_inputs
+from autocompress.engine.estimating import beyond
 from autocompress.engine.events import Silent
 from autocompress.engine.expectation import fit_expectation
 from autocompress.engine.ladder import Ladder, make_ladder
 from autocompress.engine.promotion import newcomer_steps
 from autocompress.engine.run_folder import RunFolder, open_run, read_analysis, read_candidates, run_config, write_json
+from autocompress.engine.sharing import OfFamily
 from autocompress.engine.space import PerLayer
 from autocompress.engine.study import open_session
 from autocompress.errors import TrialFailed
@@ -55,17 +58,14 @@ def open_ladder(run: RunFolder) -> Ladder:
     return ladder
 
 
-def draw_plans(ladder: Ladder, seed: int) -> Iterator[Plan]:
-    """Endless random plans that the tables let pass."""
+def draw_plans(ladder: Ladder, seed: int, family: str | None = None, is_guided: bool = True) -> Iterator[Plan]:
+    """Endless random plans that the tables let pass, of all families or of one, by the guide or layer by layer."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    number = 0
-    while True:
-        plan = ladder.guide.suggest_plan(PerLayer(study.ask()), number)
-        number += 1
-        found = ladder.predictor.operators(plan)
-        speedup, smaller = ladder.guide.easiest()
-        fast = ladder.predictor.latency_ratio(found) * speedup <= 1.05
-        if fast and ladder.predictor.size_ratio(plan) * smaller <= 1.05:
+    space = ladder.guide if is_guided else ladder.session.space
+    for number in itertools.count():
+        trial = study.ask()
+        plan = space.suggest_plan(PerLayer(trial) if family is None else OfFamily(trial, family), number)
+        if not beyond(ladder, plan)[0]:
             yield plan
 
 

@@ -33,31 +33,19 @@ from autocompress.engine.guided import Targets
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.pareto import hypervolume
 from autocompress.engine.run_folder import open_run, read_candidates, write_json
-from autocompress.engine.sharing import LENIENT_REFERENCE, OfFamily
+from autocompress.engine.sharing import LENIENT_REFERENCE
 from autocompress.engine.space import PerLayer
 from autocompress.plan import DistillationSpec, Plan
-from benchmarks.fidelity import open_ladder, trained_drop
+from benchmarks.fidelity import draw_plans, open_ladder, trained_drop
 
 START_UP = 12
 Entry = dict[str, Any]
 
 
-def plans_of(ladder: Ladder, family: str, is_guided: bool, seed: int) -> Iterator[Plan]:
-    """Endless random plans of a family that the tables let pass."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    space = ladder.guide if is_guided else ladder.session.space
-    number = 0
-    while True:
-        plan = space.suggest_plan(OfFamily(study.ask(), family), number)
-        number += 1
-        if not beyond(ladder, plan)[0]:
-            yield plan
-
-
 def shared_pairs(ladder: Ladder, arguments: argparse.Namespace) -> Iterator[Callable[[], Entry]]:
     """Of each family some plans, each trained twice."""
     for family in ladder.families:
-        drawn = plans_of(ladder, family, True, arguments.seed)
+        drawn = draw_plans(ladder, arguments.seed, family)
         for plan, _ in zip(drawn, range(arguments.pairs), strict=False):
 
             def measure(plan: Plan = plan, family: str = family) -> Entry:
@@ -69,26 +57,25 @@ def shared_pairs(ladder: Ladder, arguments: argparse.Namespace) -> Iterator[Call
 
 def solver_pairs(ladder: Ladder, arguments: argparse.Namespace) -> Iterator[Callable[[], Entry]]:
     """Random plans of the shrunken base, and the solver's plan for the bytes and latency of each."""
-    drawn = plans_of(ladder, "base", False, arguments.seed)
+    drawn = draw_plans(ladder, arguments.seed, "base", is_guided=False)
     for number, plan in zip(range(arguments.pairs), drawn, strict=False):
 
         def measure(plan: Plan = plan, number: int = number) -> Entry:
-            latency, size = _ratios(ladder, plan)
+            _, asked, _ = beyond(ladder, plan)
             bits = sum(width * share for width, share in ladder.predictor.shares_of_bits(plan).items())
-            found = ladder.guide.base_plan(Targets(1 / latency, 1 / size, bits), DistillationSpec(), number)
+            found = ladder.guide.base_plan(
+                Targets(1 / asked.latency_ratio, 1 / asked.size_ratio, bits), DistillationSpec(), number
+            )
             found = found.model_copy(update={"distillation": plan.distillation})
+            _, solved, _ = beyond(ladder, found)
             entry = {
-                "latency_ratio": (_ratios(ladder, found)[0], latency),
-                "size_ratio": (_ratios(ladder, found)[1], size),
+                "latency_ratio": (solved.latency_ratio, asked.latency_ratio),
+                "size_ratio": (solved.size_ratio, asked.size_ratio),
             }
             drops = [trained_drop(ladder, p, arguments.steps, False) for p in (found, plan)]
             return entry | {"with": drops[0], "without": drops[1]}
 
         yield measure
-
-
-def _ratios(ladder: Ladder, plan: Plan) -> tuple[float, float]:
-    return ladder.predictor.latency_ratio(ladder.predictor.operators(plan)), ladder.predictor.size_ratio(plan)
 
 
 def guided_pairs(ladder: Ladder, arguments: argparse.Namespace) -> Iterator[Callable[[], Entry]]:

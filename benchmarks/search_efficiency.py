@@ -1,7 +1,7 @@
 """Engines compared by hypervolume over wall time: the ladder, TPE and NSGA-II on whole trials, and one technique
 after the other.
 
-    python -m benchmarks.search_efficiency tune --data DIR --out OUT [--engine tpe] [--budgets 150 350 700]
+    python -m benchmarks.search_efficiency tune --data DIR --out OUT [--engine tpe] [--budgets 350 700 1400 2800]
     python -m benchmarks.search_efficiency all --seeds 0 1 --data DIR --out OUT [--pieces 1]
     python -m benchmarks.search_efficiency score --data DIR --out OUT
     python -m benchmarks.search_efficiency report --out OUT [--control FILE]
@@ -76,7 +76,7 @@ STUDY = ROOT / "studies" / "cifar10_resnet56.toml"
 MINUTES = 45.0
 TUNE_SEED = 100
 TUNE_MINUTES = 15.0
-BUDGETS = (150, 350, 700)
+BUDGETS = (350, 700, 1400, 2800)
 
 # Running
 
