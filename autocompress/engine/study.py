@@ -187,18 +187,19 @@ def _prepare_next(
         return True
     share = session.config.training.continued_fraction
     timeout = session.config.study.timeout_s
-    if share > 0 and progress >= 1 - share:
+    has_time = _has_time_for_another(session, candidates)
+    if share > 0 and (progress >= 1 - share or not has_time):
         continuation = next_continuation(
             candidates,
             busy={int(t.user_attrs["parent"]) for t in running if "parent" in t.user_attrs},
             members=session.config.training.continued_members,
-            progress=(progress - (1 - share)) / share,
+            progress=max(0.0, progress - (1 - share)) / share,
             seconds=None if timeout is None else timeout * share,
         )
         if continuation is not None and _affordable_steps(session, continuation) >= LEAST_STEPS:
             _enqueue_continuation(session, continuation)
             return True
-    return _has_time_for_another(session, candidates)
+    return has_time
 
 
 def _has_time_for_another(session: Session, candidates: Sequence[Candidate]) -> bool:
