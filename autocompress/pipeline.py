@@ -30,7 +30,7 @@ from autocompress.compression.architecture import drop_blocks, inherit_weights_
 from autocompress.compression.distillation import Acceleration, Schedule, Teacher, mark_features_, train_
 from autocompress.compression.elastic import Member, SharedWeights, make_member
 from autocompress.compression.inner_widths import InnerWidth, find_inner_widths
-from autocompress.compression.pruning import kept_units, with_units
+from autocompress.compression.pruning import find_groups, kept_units, with_units
 from autocompress.compression.quantization import (
     attach_weight_quantizers_,
     calibrate_,
@@ -40,6 +40,7 @@ from autocompress.compression.quantization import (
     integer_weights,
     with_rounded_biases,
 )
+from autocompress.compression.shrinking import shrunken_state
 from autocompress.config import TrainingSection
 from autocompress.data.task import Split, TaskData
 from autocompress.deploy.encoding import LayerWeights, encode_weights, strip
@@ -102,6 +103,19 @@ def build_network(bench: Bench, plan: Plan) -> nn.Module:
     return with_units(network, bench.data.example_inputs(2), kept, inner)
 
 
+def take_over(bench: Bench, plan: Plan, trained_plan: Plan, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """What a plan's network takes over from one that was trained: all of it where their shapes are the same, the
+    most important units where it is smaller; None where it has something that the trained one lacks.
+    """
+    trained, network = build_network(bench, trained_plan), build_network(bench, plan)
+    trained.load_state_dict(state)
+    inner, kept = (_inner_widths_anew(bench, n) if bench.inner else {} for n in (trained, network))
+    inputs = bench.data.example_inputs(2)
+    in_base = plan.architecture.family == trained_plan.architecture.family == "base"
+    found = plan.pruning.ratios if in_base else [g.name for g in find_groups(trained, inputs, [*inner.values()])[0]]
+    return shrunken_state(trained.eval(), network, found, inputs, inner, kept)
+
+
 def build_member(bench: Bench, plan: Plan, shared: SharedWeights) -> Member:
     """The same network as a member of shared weights, for which room is made where there is none."""
     network, kept, inner = _unpruned(bench, plan)
@@ -128,6 +142,10 @@ def _inner_widths(bench: Bench, network: nn.Module, plan: Plan) -> Mapping[str, 
     """Known of the base; of a member of the model space found where something is to be pruned."""
     if plan.architecture.family == "base" or not any(plan.pruning.ratios.values()):
         return bench.inner
+    return _inner_widths_anew(bench, network)
+
+
+def _inner_widths_anew(bench: Bench, network: nn.Module) -> Mapping[str, InnerWidth]:
     found, _ = find_inner_widths(network, trace_network(bench, network), bench.data.example_inputs(2))
     return {width.name: width for width in found}
 
@@ -185,6 +203,7 @@ def finish(
     quantized_steps = min(round(plan.training.steps * share), QUANTIZED_STEPS)
     inherits = plan.architecture.family == "base"
     full_rate = settings.learning_rate if inherits else settings.random_start_learning_rate
+    full_rate = plan.training.learning_rate or full_rate
     with clock.stage("train"):
         _train(bench, draft.network, plan, plan.training.steps - quantized_steps, full_rate, settings.optimizer)
         save_file(float_state(draft.network), checkpoint)

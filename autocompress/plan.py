@@ -111,11 +111,13 @@ class TrainingSpec(_Spec):
     """Training budget in optimiser steps; 0 means calibration only.
 
     ``start`` is the SHA-256 of the checkpoint the training starts from (the base's weights, or the
-    float weights of the trial that is continued).
+    float weights of the trial that is continued). ``learning_rate`` is the peak rate; None for that of the
+    study for what starts as this family does.
     """
 
     steps: int = Field(default=0, ge=0)
     start: str = ""
+    learning_rate: float | None = Field(default=None, gt=0)
 
 
 class Plan(_Spec):

@@ -48,7 +48,7 @@ def climb(ladder: Ladder) -> bool:
             if action == "share" and (is_cold(ladder) or (progress < SHARED_UNTIL and not exhausted)):
                 return share(ladder, candidates)
             if action == "estimate" and not nearly_over(ladder) and not exhausted:
-                trial = new_estimate(ladder, candidates, progress)
+                trial = new_estimate(ladder, candidates)
             elif action in LEAST_STEPS:
                 trial = enqueue_training(ladder, action)
             if trial is not None:

@@ -13,11 +13,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.candidate import Candidate
+from autocompress.config import TrainingSection
 from autocompress.engine.expectation import can_go_on
 from autocompress.engine.pareto import hypervolume, objective_vector
 
 HOPED_FOR_SHARE = 0.5
 """Share of its drop that a member is expected to keep when trained on; only ranks members by it."""
+
+NEW_START = 2
+"""Times the steps so far, from which on a training that goes on is worth beginning at the full rate."""
+FINE_TUNING_RATE = 0.3
+"""Learning rate of a shorter one, as a share of that of what inherits weights: a full one first loses more than it gains
+(docs/log.md)."""
+
+
+def continued_rate(settings: TrainingSection, before: int, steps: int) -> float | None:
+    """Learning rate of ``steps`` more after the steps ``before``; None for that of a beginning."""
+    return None if steps > NEW_START * before else FINE_TUNING_RATE * settings.learning_rate
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import optuna
 
-from autocompress.candidate import Candidate, Estimate, State
-from autocompress.engine.expectation import KEPT_OF_ROUNDING, fit_expectation
+from autocompress.candidate import Candidate, Estimate, Origin, State
+from autocompress.engine.expectation import KEPT_OF_CHANGE, can_go_on, fit_expectation
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import mutated
@@ -17,19 +17,19 @@ from autocompress.engine.trial import Current, Result, describe, plan_of
 from autocompress.file_lock import exclusive
 from autocompress.plan import Plan
 
-MUTATE_FROM = 0.4
-"""Progress after which every second new plan is a front member with one decision changed."""
 START_UP_ESTIMATES = 12
 """Random plans before the sampler's model steers: they are cheap."""
 SLACK = 0.05
 """A plan is dropped by the tables only where it breaks a limit by more than their error."""
 
 
-def new_estimate(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> optuna.Trial:
-    """A trial to estimate: drawn by the sampler, or a front member with one decision changed."""
+def new_estimate(ladder: Ladder, candidates: Sequence[Candidate]) -> optuna.Trial:
+    """A trial to estimate: drawn by the sampler, or, once something was trained on, every second time one of the best
+    with one decision changed.
+    """
     session = ladder.session
     estimated = [c for c in candidates if c.state is State.ESTIMATED]
-    late = progress >= MUTATE_FROM and len(estimated) % 2 == 1
+    late = any(c.origin is Origin.CONTINUED for c in candidates) and len(estimated) % 2 == 1
     with exclusive(session.run.root / "ask.lock"):
         if late:
             number = len(session.study.get_trials(deepcopy=False))
@@ -37,7 +37,9 @@ def new_estimate(ladder: Ladder, candidates: Sequence[Candidate], progress: floa
             if found is not None:
                 plan, parent = found
                 attributes = {"plan": plan.model_dump_json(), "origin": "mutated", "rung": "estimate", "outside": True}
-                attributes |= {} if parent is None else {"parent": parent.trial}
+                # what only takes away from a trained network begins with its weights
+                begins = can_go_on(parent) and ladder.shared.inherited(plan, parent) is not None
+                attributes |= {"parent": parent.trial} if begins else {}
                 session.study.enqueue_trial({}, user_attrs=attributes)
         return ask(session, START_UP_ESTIMATES)
 
@@ -52,8 +54,7 @@ def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.T
     if broken:
         return Result(State.ESTIMATED, f"limit: {broken}, by the tables", estimate=estimate, violations=found)
     with current.clock.stage("score"):
-        trained = None if current.parent is None else session.run.checkpoint(current.parent.trial)
-        divergence, drop = ladder.shared.score(current.plan, trained)
+        divergence, drop = ladder.shared.score(current.plan, current.parent)
     expected = _expected_drop(session, current, drop)
     figures = {"divergence": divergence, "shared_drop_points": drop, "drop_points": expected}
     if session.config.limits.max_accuracy_drop is not None:
@@ -62,11 +63,11 @@ def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.T
 
 
 def _expected_drop(session: Session, current: Current, drop: float) -> float:
-    """After a short training; of a trained network with other bits, what it had and a part of what rounding adds."""
+    """After a short training; of a changed trained network, what it lost before and a part of what the change adds."""
     parent = None if current.parent is None else current.parent.measurement
     if parent is not None and parent.validation is not None:
         own = parent.validation.drop_points
-        return own + KEPT_OF_ROUNDING * max(0.0, drop - own)
+        return own + KEPT_OF_CHANGE * max(0.0, drop - own)
     expectation = fit_expectation(read_candidates(session.run))
     return expectation.drop_points(drop, current.plan.architecture.family)
 

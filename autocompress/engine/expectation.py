@@ -19,8 +19,9 @@ from autocompress.candidate import Candidate, Estimate, Origin, State
 
 KEPT_SHARE = 0.3
 """Share of a member's drop that is expected to be left after a short training, before any pair is known."""
-KEPT_OF_ROUNDING = 0.1
-"""Of what rounding a trained network's weights costs, the share that quantised steps do not win back (docs/log.md)."""
+KEPT_OF_CHANGE = 0.1
+"""Of what a trained network loses with other bits or fewer channels, the share that a short training does not win back
+(docs/log.md)."""
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
@@ -67,7 +68,7 @@ def fit_expectation(candidates: Iterable[Candidate]) -> Expectation:
         and (parent := by_trial.get(c.parent)) is not None
         and isinstance(parent.estimate, Estimate)
         and parent.estimate.shared_drop_points is not None
-        and parent.parent is None  # not a trained network with other bits
+        and parent.parent is None  # not a trained network that was changed
         and c.measurement is not None
         and c.measurement.validation is not None
     ]
@@ -79,17 +80,6 @@ def fit_expectation(candidates: Iterable[Candidate]) -> Expectation:
     fit = Ridge(alpha=SHRINKAGE, fit_intercept=False).fit(features, trained - KEPT_SHARE * drops)
     slope, offset, own = (float(value) for value in fit.coef_)
     return Expectation(max(0.0, KEPT_SHARE + slope / TYPICAL_DROP_POINTS), offset, own)
-
-
-def trained_seconds(candidate: Candidate, candidates: Sequence[Candidate]) -> float:
-    """Seconds of training in a candidate and all that it was continued from."""
-    by_trial = {c.trial: c for c in candidates}
-    total, current = 0.0, candidate
-    while True:
-        total += current.stage_seconds.get("train", 0.0)
-        if current.parent is None or current.parent not in by_trial:
-            return total
-        current = by_trial[current.parent]
 
 
 def least_drop_points(capacity_ratio: float, bits: Mapping[int, float]) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from autocompress.candidate import Candidate
-from autocompress.engine.expectation import can_go_on
 from autocompress.engine.guided import KNOTS, Guide
 from autocompress.engine.promotion import climbing_order, objectives
 from autocompress.models import space_labels
@@ -18,12 +17,11 @@ PARENTS = 8
 """Of the best candidates, one is changed."""
 
 
-def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[Plan, Candidate | None] | None:
+def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[Plan, Candidate] | None:
     """One of the best plans with one layer's bits, all bits, one group's ratio, one block or one choice changed.
 
     Returns:
-        The plan, and the trained candidate whose weights fit it, where only bits were changed; None if there is
-        nothing to change.
+        The plan, and whose it was; None if there is nothing to change.
     """
     known = [c for c in candidates if objectives(c) is not None and c.plan.quantization.precisions]
     order = climbing_order([point for c in known if (point := objectives(c)) is not None], [])
@@ -31,19 +29,15 @@ def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[P
         return None
     rng = random.Random(seed)
     parent = known[rng.choice(order[:PARENTS])]
-    # bits more often than the rest: a trained network can have others at once
-    kinds = [_all_bits, _all_bits, _other_bits, _other_ratio]
-    kinds.append(_other_block if parent.plan.architecture.family == "base" else _other_choice)
+    network = _other_block if parent.plan.architecture.family == "base" else _other_choice
+    kinds = [_all_bits, _all_bits, _other_bits, _other_ratio, network, network]
     rng.shuffle(kinds)
     for change in kinds:
         plan = change(parent.plan, guide, rng)
         if plan is not None and plan != parent.plan:
             steps = guide.space.steps(plan.architecture.family)
             training = plan.training.model_copy(update={"steps": steps, "start": guide.space.base_digest})
-            fits = change in (_all_bits, _other_bits) and can_go_on(parent)
-            # what is pruned follows from the seed where weights are random, so it stays with the weights
-            own = parent.plan.seed if fits else guide.space.seed + seed
-            return plan.model_copy(update={"training": training, "seed": own}), parent if fits else None
+            return plan.model_copy(update={"training": training}), parent
     return None
 
 

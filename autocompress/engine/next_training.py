@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import optuna
@@ -12,20 +12,18 @@ from safetensors.torch import load_file
 
 from autocompress.candidate import Candidate, Origin
 from autocompress.compression.distillation import NEXT_SEED
+from autocompress.engine.continuation import continued_rate
 from autocompress.engine.estimating import START_UP_ESTIMATES
-from autocompress.engine.expectation import trained_seconds
 from autocompress.engine.ladder import Ladder
-from autocompress.engine.pace import KNEES, cut_s, is_exhausted, left_s, length_s, steps_within
+from autocompress.engine.pace import KNEES, is_exhausted, length_s, steps_within
 from autocompress.engine.promotion import LEAST_ESTIMATES, next_to_polish, next_to_promote, next_to_train_on
-from autocompress.engine.run_folder import read_candidates
+from autocompress.engine.run_folder import read_candidate, read_candidates
 from autocompress.engine.session import ask
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.plan import TrainingSpec
 
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
-GROWTH = 1.5
-"""A training that goes on is longer by this than all before it: a restart first loses what short ones gained."""
 
 
 def enqueue_training(ladder: Ladder, action: str) -> optuna.Trial | None:
@@ -52,29 +50,41 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     horizon = length_s(ladder, "train_on")
     if action == "promote":
         least = 1 if is_exhausted(ladder, candidates) else LEAST_ESTIMATES
-        shorts = {"base": seconds, "space": seconds * session.config.training.random_start_factor}
-        parent = next_to_promote(candidates, busy, shorts, horizon, ladder.curves(candidates), least)
-        seconds = seconds if parent is None else shorts[parent.plan.architecture.family]
+        short_s = partial(_short_s, seconds, session.config.training.random_start_factor)
+        parent = next_to_promote(candidates, busy, short_s, horizon, ladder.curves(candidates), least)
+        seconds = seconds if parent is None else short_s(parent)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
-        parent = next_to_train_on(candidates, busy, horizon, ladder.curves(candidates), left_s(ladder) / GROWTH)
+        parent = next_to_train_on(candidates, busy, horizon, ladder.curves(candidates))
     if parent is None:
         return None
-    if action == "train_on":
-        seconds = cut_s(ladder, max(seconds, GROWTH * trained_seconds(parent, candidates)))
     steps = steps_within(ladder, candidates, parent.plan, seconds, action)
     if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
         return None
     origin = Origin.PROMOTED if action == "promote" else Origin.CONTINUED
     start = session.run.checkpoint(parent.trial)
-    if action == "promote" and parent.parent is not None:  # other bits for a trained network
-        shutil.copyfile(session.run.checkpoint(parent.parent), start)
-    digest = state_digest(load_file(start)) if start.is_file() else ladder.shared.write_start(parent.plan, start)
-    update = {"training": TrainingSpec(steps=steps, start=digest), "seed": parent.plan.seed + NEXT_SEED}
+    if start.is_file():
+        digest = state_digest(load_file(start))
+    else:
+        trained = None if parent.parent is None else read_candidate(session.run, parent.parent)
+        digest = ladder.shared.write_start(parent.plan, start, trained)
+    settings = session.config.training
+    if action != "promote":
+        rate = continued_rate(settings, parent.total_steps, steps)
+    else:  # what is left of a trained network is no random start
+        rate = None if parent.parent is None else settings.learning_rate
+    training = TrainingSpec(steps=steps, start=digest, learning_rate=rate)
+    update = {"training": training, "seed": parent.plan.seed + NEXT_SEED}
     # the sampler has heard of this plan as an estimate; parts of its tree would count twice
     attributes: dict[str, Any] = {
         "plan": parent.plan.model_copy(update=update).model_dump_json(),
         "origin": origin.value,
     }
     return attributes | {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
+
+
+def _short_s(seconds: float, random_start_factor: float, newcomer: Candidate) -> float:
+    """Length of a first training: longer for what starts at random, or from what did and is shared."""
+    at_random = newcomer.plan.architecture.family == "space" and newcomer.parent is None
+    return seconds * (random_start_factor if at_random else 1.0)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from autocompress.candidate import Candidate, Origin, State
-from autocompress.engine.expectation import Curves, can_go_on, trained_seconds
+from autocompress.engine.expectation import Curves, can_go_on
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
 
 CONTENDERS = 256
@@ -39,7 +39,7 @@ def climbing_order(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveV
 def next_to_promote(
     candidates: Sequence[Candidate],
     busy: set[int],
-    shorts: Mapping[str, float],
+    short_s: Callable[[Candidate], float],
     seconds: float,
     curves: Curves,
     least: int = LEAST_ESTIMATES,
@@ -48,7 +48,7 @@ def next_to_promote(
 
     Args:
         busy: trials that are being promoted or trained on.
-        shorts: seconds of the training that a newcomer of each family gets.
+        short_s: seconds of the training that a newcomer gets.
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
         curves: what is left of a drop after more training.
@@ -63,7 +63,7 @@ def next_to_promote(
     untried = untried_families(candidates)
     waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     taken = [hoped_for(c, seconds, curves) for c in leaves(candidates)]
-    points = [_estimated(c, candidates, shorts, seconds, curves) for c in waiting]
+    points = [_estimated(c, candidates, short_s(c), seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
 
 
@@ -78,18 +78,15 @@ def next_to_train_on(
     busy: set[int],
     seconds: float,
     curves: Curves,
-    most_spent: float = math.inf,
 ) -> Candidate | None:
     """The trained candidate from which ``seconds`` more of training add most to the hypervolume.
 
     Args:
         curves: what is left of a drop after more training.
-        most_spent: seconds of training beyond which a candidate cannot be trained on for long enough.
     """
     gone = _climbed(candidates, busy)
     # one that loses nothing has nothing to gain
     free = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
-    free = [c for c in free if trained_seconds(c, candidates) <= most_spent]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
     points = [hoped_for(c, seconds, curves) for c in free]
     return free[climbing_order(points, taken)[0]] if free else None
@@ -148,7 +145,7 @@ def _waits(candidate: Candidate) -> bool:
 
 
 def _estimated(
-    candidate: Candidate, candidates: Sequence[Candidate], shorts: Mapping[str, float], seconds: float, curves: Curves
+    candidate: Candidate, candidates: Sequence[Candidate], short_s: float, seconds: float, curves: Curves
 ) -> ObjectiveVector:
     """Objectives of an estimated candidate when it is trained for long.
 
@@ -159,8 +156,8 @@ def _estimated(
     assert point is not None
     family = candidate.plan.architecture.family
     per_step = curves.seconds_per_step(candidate)
-    usual = newcomer_steps(candidates, family) or shorts[family] / per_step
-    spent, later = candidate.total_steps, (shorts[family] + seconds) / per_step
+    usual = newcomer_steps(candidates, family) or short_s / per_step
+    spent, later = candidate.total_steps, (short_s + seconds) / per_step
     return curves.drop_at(candidate, point[0], spent + usual, spent + later), *point[1:]
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autocompress.analysis import divergence
+from autocompress.candidate import Candidate
 from autocompress.compression.distillation import NEXT_SEED, Schedule, train_
 from autocompress.compression.elastic import (
     Elastic,
@@ -36,7 +37,7 @@ from autocompress.engine.run_folder import RunFolder, write_json
 from autocompress.errors import TrialFailed
 from autocompress.file_lock import exclusive
 from autocompress.layers import call
-from autocompress.pipeline import Bench, build_member, build_network, float_state, score
+from autocompress.pipeline import Bench, build_member, build_network, float_state, score, take_over
 from autocompress.plan import DistillationSpec, Plan
 from autocompress.weights import state_digest
 
@@ -63,6 +64,7 @@ class Shared:
     _known: dict[str, int] = field(default_factory=dict)
     _reference: Tensor | None = None
     _bit_errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    _inherited: dict[str, dict[str, Tensor] | None] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -161,22 +163,25 @@ class Shared:
         """The plan as a member, its batch norms fitted to it."""
         shared = self.of(plan.architecture.family)
         member = build_member(self.bench, plan, shared)
+        self._reestimate_(shared, member)
+        return member
+
+    def _reestimate_(self, shared: SharedWeights, member: Member) -> None:
         data = self.bench.data
         batches = self._guarded(inputs for inputs, _ in data.batches(data.calibration, BATCH))
         reestimate_(shared, member, (self._prepared(inputs) for inputs in batches))
-        return member
 
-    def score(self, plan: Plan, trained: Path | None = None) -> tuple[float, float]:
+    def score(self, plan: Plan, parent: Candidate | None = None) -> tuple[float, float]:
         """Divergence from the base and drop in points of a plan's member, on a part of validation.
 
         Args:
-            trained: weights of a trained network that differs from the plan in its bits alone, to score instead.
+            parent: a trained candidate whose weights the plan begins with, to score instead of the shared ones.
         """
         data = self.bench.data
-        if trained is None:
+        if parent is None:
             weights, member = self.of(plan.architecture.family), self.member(plan)
         else:
-            weights, member = self._trained_member(plan, trained)
+            weights, member = self._trained_member(plan, parent)
         own, reference = self._outputs(weights, member), self.reference()
         labels = data.validation.labels[self._rows()]
         classification = data.loss is None
@@ -187,12 +192,23 @@ class Shared:
             drop = 100 * (score(data, reference.numpy(), labels) - score(data, own.numpy(), labels))
         return divergence(own, reference, classification), drop
 
-    def _trained_member(self, plan: Plan, path: Path) -> tuple[SharedWeights, Member]:
+    def _trained_member(self, plan: Plan, parent: Candidate) -> tuple[SharedWeights, Member]:
         network, weights = build_network(self.bench, plan), SharedWeights()
-        network.load_state_dict(load_file(path))
+        state = self.inherited(plan, parent)
+        assert state is not None
+        network.load_state_dict(state)
         weights.cover_(network)
-        precisions = plan.quantization.precisions
-        return weights, make_member(network, self.bench.data.example_inputs(2), {}, {}, precisions)
+        member = make_member(network, self.bench.data.example_inputs(2), {}, {}, plan.quantization.precisions)
+        self._reestimate_(weights, member)
+        return weights, member
+
+    def inherited(self, plan: Plan, parent: Candidate) -> dict[str, Tensor] | None:
+        """What a plan's network takes over from a trained candidate; None where it is no part of that."""
+        key = f"{parent.trial} {plan.model_dump_json(include={'architecture', 'pruning', 'seed'})}"
+        if key not in self._inherited:
+            state = load_file(self.run.checkpoint(parent.trial))
+            self._inherited = {key: take_over(self.bench, plan, parent.plan, state)}
+        return self._inherited[key]
 
     def reference(self) -> Tensor:
         """The base's outputs on the scored rows."""
@@ -220,13 +236,23 @@ class Shared:
                 }
         return self._bit_errors[key]
 
-    def write_start(self, plan: Plan, path: Path) -> str:
-        """Write the weights that a plan's training starts from; returns their digest."""
-        network = build_network(self.bench, plan)
-        load_member_(network, self.of(plan.architecture.family), self.member(plan))
+    def write_start(self, plan: Plan, path: Path, parent: Candidate | None = None) -> str:
+        """Write the weights that a plan's training starts from; returns their digest.
+
+        Args:
+            parent: a trained candidate whose weights are taken instead of the shared ones.
+        """
+        if parent is None:
+            network = build_network(self.bench, plan)
+            load_member_(network, self.of(plan.architecture.family), self.member(plan))
+            state = float_state(network)
+        else:
+            found = self.inherited(plan, parent)
+            assert found is not None
+            state = found
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file(float_state(network), partial)
+        save_file(state, partial)
         partial.replace(path)
         return state_digest(load_file(path))
 

@@ -29,7 +29,7 @@ from autocompress.engine.baseline import (
     validation_answers,
 )
 from autocompress.engine.climb import climb
-from autocompress.engine.continuation import Continuation, next_continuation
+from autocompress.engine.continuation import Continuation, continued_rate, next_continuation
 from autocompress.engine.events import Watcher
 from autocompress.engine.ladder import Ladder, first_plans, make_ladder
 from autocompress.engine.pareto import front
@@ -213,9 +213,9 @@ def _enqueue_continuation(session: Session, continuation: Continuation) -> None:
     parent = continuation.parent
     steps = _affordable_steps(session, continuation)
     start = state_digest(load_file(session.run.checkpoint(parent.trial)))
-    plan = parent.plan.model_copy(
-        update={"training": TrainingSpec(steps=steps, start=start), "seed": parent.plan.seed + NEXT_SEED}
-    )
+    rate = continued_rate(session.config.training, parent.total_steps, steps)
+    training = TrainingSpec(steps=steps, start=start, learning_rate=rate)
+    plan = parent.plan.model_copy(update={"training": training, "seed": parent.plan.seed + NEXT_SEED})
     original = session.study.get_trials(deepcopy=False)[parent.trial]
     session.study.enqueue_trial(
         original.params,

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Origin, State
-from autocompress.engine.continuation import HOPED_FOR_SHARE, Continuation, next_continuation, promising, rounds
+from autocompress.config import TrainingSection
+from autocompress.engine.continuation import (
+    HOPED_FOR_SHARE,
+    Continuation,
+    continued_rate,
+    next_continuation,
+    promising,
+    rounds,
+)
 from autocompress.engine.pareto import hypervolume, objective_vector
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 
@@ -270,3 +278,13 @@ def test_greedy_is_within_its_bound_of_the_best_set(points: list[tuple[float, fl
 def test_of_those_that_add_nothing_the_smallest_drop_goes_first() -> None:
     candidates = [candidate(n, drop, 1.2, 1.2) for n, drop in enumerate((4.0, 1.0, 2.0))]
     assert [c.trial for c in promising(candidates, 3, by_family=False)] == [1, 2, 0]
+
+
+# The rate
+
+
+def test_a_short_training_does_not_undo_what_it_goes_on_from() -> None:
+    training = TrainingSection(learning_rate=0.04)
+    assert continued_rate(training, before=100, steps=201) is None
+    rates = [continued_rate(training, before=100, steps=steps) for steps in (1, 100, 200)]
+    assert rates == [pytest.approx(0.012)] * 3

@@ -22,7 +22,6 @@ from autocompress.engine.expectation import (
     fit_curves,
     fit_expectation,
     least_drop_points,
-    trained_seconds,
 )
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 
@@ -173,13 +172,6 @@ def test_exponents_come_near_the_curve_that_was_seen(family: str) -> None:
     assert found[other] == EXPONENTS[other]
     curve = Curves({family: 1.0}, lambda _: FLOOR, lambda _: 1.0)
     assert curve.drop_after(lineage(family, drops, steps)[0], drops[0], 10.0, 10.0) == pytest.approx(drops[1])
-
-
-def test_training_counts_with_that_of_all_ancestors() -> None:
-    estimate, file = pair(0, 4.0, 1.0)
-    later = file.model_copy(update={"trial": 7, "parent": 1, "stage_seconds": {"train": 32.0, "export": 9.0}})
-    candidates = [estimate, file, later]
-    assert [trained_seconds(c, candidates) for c in candidates] == [0.0, 10.0, 42.0]
 
 
 def test_only_a_trained_file_within_its_limits_can_go_on() -> None:

@@ -28,10 +28,14 @@ from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, TrainingSpec
 
 grid = st.tuples(st.integers(-4, 12), st.integers(-12, 2), st.integers(-12, 2))
 points_of = st.lists(grid.map(lambda p: (p[0] / 4, p[1] / 4, p[2] / 4)), min_size=1, max_size=7)
-SHORT, SECONDS = {"base": 15.0, "space": 30.0}, 60.0
+SECONDS = 60.0
 
 
 CURVES = Curves(EXPONENTS, lambda _: -2.0, lambda _: 0.1)
+
+
+def short_s(newcomer: Candidate) -> float:
+    return 30.0 if newcomer.plan.architecture.family == "space" else 15.0
 
 
 def plan_of(trial: int, steps: int = 300) -> Plan:
@@ -141,18 +145,18 @@ def test_nothing_has_no_order() -> None:
 
 
 def test_too_few_estimates_are_left_waiting() -> None:
-    assert next_to_promote(crowd(LEAST_ESTIMATES - 1), set(), SHORT, SECONDS, CURVES) is None
-    assert next_to_promote(crowd(LEAST_ESTIMATES), set(), SHORT, SECONDS, CURVES) is not None
+    assert next_to_promote(crowd(LEAST_ESTIMATES - 1), set(), short_s, SECONDS, CURVES) is None
+    assert next_to_promote(crowd(LEAST_ESTIMATES), set(), short_s, SECONDS, CURVES) is not None
 
 
 def test_what_the_tables_dropped_does_not_wait() -> None:
     dropped = [estimated(100 + n, None) for n in range(LEAST_ESTIMATES)]
-    assert next_to_promote([*crowd(LEAST_ESTIMATES - 1), *dropped], set(), SHORT, SECONDS, CURVES) is None
+    assert next_to_promote([*crowd(LEAST_ESTIMATES - 1), *dropped], set(), short_s, SECONDS, CURVES) is None
 
 
 def test_each_estimate_is_promoted_once() -> None:
     candidates, busy, taken = crowd(LEAST_ESTIMATES + 3), set[int](), []
-    while (parent := next_to_promote(candidates, busy, SHORT, SECONDS, CURVES)) is not None:
+    while (parent := next_to_promote(candidates, busy, short_s, SECONDS, CURVES)) is not None:
         taken.append(parent.trial)
         if len(taken) % 2:
             busy.add(parent.trial)
@@ -163,13 +167,13 @@ def test_each_estimate_is_promoted_once() -> None:
 
 def test_decisions_that_were_trained_are_not_promoted_again() -> None:
     waiting = crowd(LEAST_ESTIMATES + 1)
-    first = next_to_promote(waiting, set(), SHORT, SECONDS, CURVES)
+    first = next_to_promote(waiting, set(), short_s, SECONDS, CURVES)
     assert first is not None
     twin = waiting[0 if first.trial else 1].model_copy(update={"plan": first.plan.model_copy(update={"seed": 9})})
     others = [twin if c.trial == twin.trial else c for c in waiting]
-    second = next_to_promote([*others, estimated(70, 1.0, 0.2)], {first.trial}, SHORT, SECONDS, CURVES)
+    second = next_to_promote([*others, estimated(70, 1.0, 0.2)], {first.trial}, short_s, SECONDS, CURVES)
     assert second is not None and second.plan.pruning != first.plan.pruning
-    assert next_to_promote(others, {first.trial}, SHORT, SECONDS, CURVES) is None  # of the nine two are trained
+    assert next_to_promote(others, {first.trial}, short_s, SECONDS, CURVES) is None  # of the nine two are trained
 
 
 def test_each_family_is_tried_before_families_are_compared() -> None:
@@ -181,16 +185,16 @@ def test_each_family_is_tried_before_families_are_compared() -> None:
         )
 
     good, bad = crowd(LEAST_ESTIMATES), [of_space(estimated(20 + n, 60.0, 0.2, 0.2)) for n in range(3)]
-    first = next_to_promote([*good, *bad], set(), SHORT, SECONDS, CURVES)
+    first = next_to_promote([*good, *bad], set(), short_s, SECONDS, CURVES)
     assert first is not None
     file = trained(40, 2.0, parent=first.trial)
     file = file if first.plan.architecture.family == "base" else of_space(file)
-    second = next_to_promote([*good, *bad, file], set(), SHORT, SECONDS, CURVES)
+    second = next_to_promote([*good, *bad, file], set(), short_s, SECONDS, CURVES)
     assert second is not None
     assert {c.plan.architecture.family for c in (first, second)} == {"base", "space"}
     other = trained(41, 9.0, 0.2, 0.2, parent=second.trial)
     other = other if second.plan.architecture.family == "base" else of_space(other)
-    third = next_to_promote([*good, *bad, file, other], set(), SHORT, SECONDS, CURVES)
+    third = next_to_promote([*good, *bad, file, other], set(), short_s, SECONDS, CURVES)
     assert third is not None and third.plan.architecture.family == "base"
 
 
@@ -199,7 +203,7 @@ def test_an_estimate_like_a_trained_file_is_not_the_next() -> None:
     twins = [estimated(n, 1.0, 0.05, 0.05) for n in range(LEAST_ESTIMATES)]
     other = estimated(50, 1.0, 0.2, 0.03)
     file = trained(60, 0.3, 0.05, 0.05, parent=0)
-    parent = next_to_promote([*twins, other, file], set(), SHORT, SECONDS, CURVES)
+    parent = next_to_promote([*twins, other, file], set(), short_s, SECONDS, CURVES)
     assert parent is not None and parent.trial == 50
 
 
