@@ -184,6 +184,10 @@ class TrainingSection(_Section):
         int, Field(ge=1, description="front members in the first round of continued training")
     ] = 4
 
+    def peak_rate(self, family: str) -> float:
+        """Learning rate of a training that starts as a family does: from the base's weights, or at random."""
+        return self.learning_rate if family == "base" else self.random_start_learning_rate
+
 
 class SpaceSection(_Section):
     """``[space]``: what a trial decides."""

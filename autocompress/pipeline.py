@@ -201,9 +201,7 @@ def finish(
     settings = bench.training
     share = settings.quantized_fraction if quantized else 0.0
     quantized_steps = min(round(plan.training.steps * share), QUANTIZED_STEPS)
-    inherits = plan.architecture.family == "base"
-    full_rate = settings.learning_rate if inherits else settings.random_start_learning_rate
-    full_rate = plan.training.learning_rate or full_rate
+    full_rate = plan.training.learning_rate or settings.peak_rate(plan.architecture.family)
     with clock.stage("train"):
         _train(bench, draft.network, plan, plan.training.steps - quantized_steps, full_rate, settings.optimizer)
         save_file(float_state(draft.network), checkpoint)

@@ -20,16 +20,15 @@ from autocompress.engine.pareto import hypervolume, objective_vector
 HOPED_FOR_SHARE = 0.5
 """Share of its drop that a member is expected to keep when trained on; only ranks members by it."""
 
-NEW_START = 2
-"""Times the steps so far, from which on a training that goes on is worth beginning at the full rate."""
-FINE_TUNING_RATE = 0.3
-"""Learning rate of a shorter one, as a share of that of what inherits weights: a full one first loses more than it gains
-(docs/log.md)."""
+NEW_START = 1.5
+"""Times the steps so far, from which on a training that goes on is worth its family's whole learning rate."""
 
 
-def continued_rate(settings: TrainingSection, before: int, steps: int) -> float | None:
-    """Learning rate of ``steps`` more after the steps ``before``; None for that of a beginning."""
-    return None if steps > NEW_START * before else FINE_TUNING_RATE * settings.learning_rate
+def continued_rate(training: TrainingSection, family: str, before: int, steps: int) -> float:
+    """Learning rate of ``steps`` more after the steps ``before``: the fewer, the lower, since a high one first loses
+    what only a long training wins back (docs/log.md).
+    """
+    return training.peak_rate(family) * min(1.0, steps / (NEW_START * before))
 
 
 @dataclass(frozen=True)

@@ -55,20 +55,23 @@ def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.T
         return Result(State.ESTIMATED, f"limit: {broken}, by the tables", estimate=estimate, violations=found)
     with current.clock.stage("score"):
         divergence, drop = ladder.shared.score(current.plan, current.parent)
-    expected = _expected_drop(session, current, drop)
+    expected = _expected_drop(ladder, current, drop)
     figures = {"divergence": divergence, "shared_drop_points": drop, "drop_points": expected}
     if session.config.limits.max_accuracy_drop is not None:
         found = found | {"max_accuracy_drop": expected - session.config.limits.max_accuracy_drop}
     return Result(State.ESTIMATED, estimate=estimate.model_copy(update=figures), violations=found)
 
 
-def _expected_drop(session: Session, current: Current, drop: float) -> float:
-    """After a short training; of a changed trained network, what it lost before and a part of what the change adds."""
-    parent = None if current.parent is None else current.parent.measurement
-    if parent is not None and parent.validation is not None:
-        own = parent.validation.drop_points
-        return own + KEPT_OF_CHANGE * max(0.0, drop - own)
-    expectation = fit_expectation(read_candidates(session.run))
+def _expected_drop(ladder: Ladder, current: Current, drop: float) -> float:
+    """After a short training; of a changed trained network, what it lost before, what the change costs or brings in the
+    end, and a part of what it costs at once.
+    """
+    parent = current.parent
+    if parent is not None and parent.measurement is not None and parent.measurement.validation is not None:
+        own = parent.measurement.validation.drop_points
+        moved = own + ladder.least_drop_points(current.plan) - ladder.least_drop_points(parent.plan)
+        return moved + KEPT_OF_CHANGE * max(0.0, drop - own)
+    expectation = fit_expectation(read_candidates(ladder.session.run))
     return expectation.drop_points(drop, current.plan.architecture.family)
 
 

@@ -34,7 +34,7 @@ POINTS_PER_SQUARED_FOLD = 0.16
 """What a student of less capacity loses of that, by the square of the logarithm of the capacities' ratio: on CIFAR-10
 ResNets of 44, 32 and 20 layers lose 0.2, 0.5 and 1.8 points to that of 56 (He et al. 2016, table 6), and the logarithms
 are 0.7, 1.8 and 3.3."""
-POINTS_AT_3_BITS = 0.45
+POINTS_AT_3_BITS = 0.7
 """What weights of 3 bits cost in the end (docs/log.md), and four times as much for each bit less (Esser et al. 2020,
 Learned Step Size Quantization, table 1: ResNet-18 at 4, 3 and 2 bits)."""
 

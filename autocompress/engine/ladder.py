@@ -71,11 +71,14 @@ class Ladder:
     def _figures(self, candidate: Candidate) -> tuple[float, float]:
         """Multiplications of a candidate, and the drop in points that it comes near in the end."""
         if candidate.trial not in self._known:
-            predictor, plan = self.predictor, candidate.plan
-            ratio = predictor.capacity(plan) / predictor.capacity(Plan())
-            least = least_drop_points(ratio, predictor.shares_of_bits(plan))
-            self._known[candidate.trial] = predictor.macs(plan), least
+            plan = candidate.plan
+            self._known[candidate.trial] = self.predictor.macs(plan), self.least_drop_points(plan)
         return self._known[candidate.trial]
+
+    def least_drop_points(self, plan: Plan) -> float:
+        """Drop that a plan is thought to come near in the end."""
+        ratio = self.predictor.capacity(plan) / self.predictor.capacity(Plan())
+        return least_drop_points(ratio, self.predictor.shares_of_bits(plan))
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from autocompress.candidate import Candidate
 from autocompress.engine.guided import KNOTS, Guide
-from autocompress.engine.promotion import climbing_order, objectives
+from autocompress.engine.promotion import climbing_order, leaves, objectives
 from autocompress.models import space_labels
 from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, QuantizationSpec
 
-PARENTS = 8
+PARENTS = 4
 """Of the best candidates, one is changed."""
 
 
@@ -23,7 +23,9 @@ def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[P
     Returns:
         The plan, and whose it was; None if there is nothing to change.
     """
-    known = [c for c in candidates if objectives(c) is not None and c.plan.quantization.precisions]
+    # networks that were trained lend their weights; before there are any, the best estimates are changed
+    known = leaves(candidates) or [c for c in candidates if objectives(c) is not None]
+    known = [c for c in known if c.plan.quantization.precisions]
     order = climbing_order([point for c in known if (point := objectives(c)) is not None], [])
     if not order:
         return None

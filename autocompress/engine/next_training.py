@@ -69,11 +69,11 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     else:
         trained = None if parent.parent is None else read_candidate(session.run, parent.parent)
         digest = ladder.shared.write_start(parent.plan, start, trained)
-    settings = session.config.training
+    settings, family, rate = session.config.training, parent.plan.architecture.family, None
     if action != "promote":
-        rate = continued_rate(settings, parent.total_steps, steps)
-    else:  # what is left of a trained network is no random start
-        rate = None if parent.parent is None else settings.learning_rate
+        rate = continued_rate(settings, family, parent.total_steps, steps)
+    elif parent.parent is not None:  # what is left of a trained network is no random start
+        rate = settings.learning_rate
     training = TrainingSpec(steps=steps, start=digest, learning_rate=rate)
     update = {"training": training, "seed": parent.plan.seed + NEXT_SEED}
     # the sampler has heard of this plan as an estimate; parts of its tree would count twice

@@ -17,7 +17,7 @@ SHARES = {"share": 0.15, "estimate": 0.06, "promote": 0.17, "train_on": 0.62}
 One long training of the right member is worth more than many short ones, and sharing pays by its first minutes
 (docs/log.md).
 """
-LENGTHS = {"share": 0.08, "promote": 0.06, "train_on": 0.30}
+LENGTHS = {"share": 0.08, "promote": 0.06, "train_on": 0.70}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
 LONG = 0.11
 """Of the whole time, for a training that goes on, at least."""

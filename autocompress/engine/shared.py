@@ -144,7 +144,7 @@ class Shared:
         settings = self.bench.training
         return Schedule(
             steps=steps,
-            learning_rate=settings.learning_rate if family == "base" else settings.random_start_learning_rate,
+            learning_rate=settings.peak_rate(family),
             batch_size=settings.batch_size,
             weight_decay=settings.weight_decay,
             seed=self.seed + NEXT_SEED * cycle,

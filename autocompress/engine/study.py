@@ -213,7 +213,7 @@ def _enqueue_continuation(session: Session, continuation: Continuation) -> None:
     parent = continuation.parent
     steps = _affordable_steps(session, continuation)
     start = state_digest(load_file(session.run.checkpoint(parent.trial)))
-    rate = continued_rate(session.config.training, parent.total_steps, steps)
+    rate = continued_rate(session.config.training, parent.plan.architecture.family, parent.total_steps, steps)
     training = TrainingSpec(steps=steps, start=start, learning_rate=rate)
     plan = parent.plan.model_copy(update={"training": training, "seed": parent.plan.seed + NEXT_SEED})
     original = session.study.get_trials(deepcopy=False)[parent.trial]

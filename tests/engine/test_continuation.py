@@ -283,8 +283,8 @@ def test_of_those_that_add_nothing_the_smallest_drop_goes_first() -> None:
 # The rate
 
 
-def test_a_short_training_does_not_undo_what_it_goes_on_from() -> None:
-    training = TrainingSection(learning_rate=0.04)
-    assert continued_rate(training, before=100, steps=201) is None
-    rates = [continued_rate(training, before=100, steps=steps) for steps in (1, 100, 200)]
-    assert rates == [pytest.approx(0.012)] * 3
+@pytest.mark.parametrize(("family", "whole"), [("base", 0.04), ("space", 0.2)])
+def test_a_short_training_does_not_undo_what_it_goes_on_from(family: str, whole: float) -> None:
+    training = TrainingSection(learning_rate=0.04, random_start_learning_rate=0.2)
+    rates = [continued_rate(training, family, before=100, steps=steps) for steps in (15, 75, 150, 1000)]
+    assert rates == pytest.approx([whole / 10, whole / 2, whole, whole])
