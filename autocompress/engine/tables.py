@@ -6,14 +6,13 @@ back; they rank the units, and the search learns what they are worth at each dep
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from autocompress.analysis import Analysis, ChannelGroup, divergence
+from autocompress.analysis import Analysis, divergence
 from autocompress.compression.elastic import fake_quantize
 from autocompress.compression.pruning import kept_channels, kept_units, unit_multiples, with_units
 from autocompress.config import SpaceSection
@@ -84,15 +83,15 @@ def measure_tables(bench: Bench, analysis: Analysis, section: SpaceSection, rati
     names = [group.name for group in analysis.groups]
     multiples = unit_multiples(bench.base, bench.data.example_inputs(2), names, bench.channel_multiple, analysis.inner)
     units = {group.name: (group.channels, multiples[group.name]) for group in analysis.groups}
-    groups, narrowed, largest = {}, {}, {}
-    for group in analysis.groups:
-        ratio = ratios[group.kind]
-        if ratio:
-            narrow = _narrow(bench, analysis, group, ratio)
-            count, multiple = units[group.name]
-            gone = count - kept_channels(count, ratio, multiple)
-            groups[group.name], narrowed[group.name] = error(narrow), _axes(bench.base, narrow, gone)
-            largest[group.name] = ratio
+    largest = {group.name: ratios[group.kind] for group in analysis.groups if ratios[group.kind]}
+    example = bench.data.example_inputs(2)
+    kept = kept_units(bench.base, example, largest, bench.channel_multiple, analysis.inner)
+    groups, narrowed = {}, {}
+    for name, ratio in largest.items():
+        count, multiple = units[name]
+        gone = count - kept_channels(count, ratio, multiple)
+        narrow = with_units(bench.base, example, {name: kept[name]}, analysis.inner) if name in kept else bench.base
+        groups[name], narrowed[name] = error(narrow), _axes(bench.base, narrow, gone)
     parameters = dict(bench.base.named_parameters())
     weights = {layer.name: _weight_name(layer.name, parameters) for layer in analysis.layers}
     return Tables(
@@ -118,12 +117,6 @@ def _with_rounded(base: nn.Module, weight: str, bits: int, error: Callable[[nn.M
         return error(base)
     finally:
         parameter.data = original
-
-
-def _narrow(bench: Bench, analysis: Analysis, group: ChannelGroup, ratio: float) -> nn.Module:
-    inputs = bench.data.example_inputs(2)
-    kept = kept_units(bench.base, inputs, {group.name: ratio}, bench.channel_multiple, analysis.inner)
-    return with_units(bench.base, inputs, kept, analysis.inner) if kept else copy.deepcopy(bench.base)
 
 
 def _axes(base: nn.Module, narrow: nn.Module, gone: int) -> dict[str, dict[int, float]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 from searches import (
@@ -34,12 +35,14 @@ from autocompress.config import StudyConfig, load_study
 from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
 from autocompress.engine.events import Silent
 from autocompress.engine.pareto import front
-from autocompress.engine.run_folder import RunFolder, read_candidates, read_facts
+from autocompress.engine.run_folder import RunFolder, read_analysis, read_candidates, read_facts
 from autocompress.engine.session import open_study
+from autocompress.engine.shared import Shared
 from autocompress.engine.study import search
 from autocompress.engine.tables import Tables
 from autocompress.errors import ConfigError
 from autocompress.pipeline import Bench, build_network, draft, finish
+from autocompress.plan import ArchitectureSpec, Precision, PruningSpec, QuantizationSpec
 from autocompress.stage_clock import StageClock
 from autocompress.weights import state_digest
 
@@ -204,6 +207,33 @@ def test_a_promoted_file_starts_from_its_parents_weights_and_can_be_replayed(
     unfinished.network.load_state_dict(load_file(run.checkpoint(c.parent)))
     finish(bench, unfinished, c.plan, path, tmp_path / "weights.safetensors", clock)
     assert path.read_bytes() == run.artifact(c.trial).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_plan_that_only_takes_away_begins_with_what_is_left_of_a_trained_file(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run, _, _ = finished
+    shared = Shared(bench_of(run.root), run, 0)
+    parent = next(c for c in read_candidates(run) if c.origin is Origin.PROMOTED and c.state is State.COMPLETE)
+    trained = load_file(run.checkpoint(parent.trial))
+    coarse = QuantizationSpec(precisions=dict.fromkeys(parent.plan.quantization.precisions, Precision.W4A8))
+    same = shared.inherited(parent.plan.model_copy(update={"quantization": coarse}), parent)
+    assert same is not None and all(torch.equal(same[name], value) for name, value in trained.items())
+    kept = parent.plan.architecture.dropped_blocks
+    block = next(b for r in read_analysis(run).runs for b in r.blocks if b not in kept)
+    ratios = {name: r for name, r in parent.plan.pruning.ratios.items() if not name.startswith(f"{block}.")}
+    architecture = ArchitectureSpec(dropped_blocks=tuple(sorted((*kept, block))))
+    smaller = parent.plan.model_copy(update={"architecture": architecture, "pruning": PruningSpec(ratios=ratios)})
+    left = shared.inherited(smaller, parent)
+    assert left is not None and 0 < len(left) < len(trained)
+    assert all(torch.equal(value, trained[name]) for name, value in left.items())
+    # its score is its own: not that of shared weights
+    assert shared.score(smaller, parent) != shared.score(smaller)
+    start = tmp_path / "start.safetensors"
+    assert shared.write_start(smaller, start, parent) == state_digest(load_file(start))
+    larger = parent.plan.model_copy(update={"architecture": ArchitectureSpec(), "pruning": PruningSpec()})
+    assert shared.inherited(larger, parent) is None
 
 
 @pytest.mark.slow
