@@ -113,9 +113,12 @@ def analyse(
     groups, bad_groups = find_groups(network, pair, inner)
     blocks, bad_blocks = find_blocks(network, pair) if with_blocks else ([], {})
     runs: dict[str, list[tuple[float, str]]] = {}
-    for block in blocks:
-        missed = _sensitivity(network, block.name, inputs, classification)
-        runs.setdefault(block.run, []).append((missed, block.name))
+    with torch.no_grad():
+        whole_outputs = call(network, inputs) if blocks else torch.empty(0)
+        for block in blocks:
+            without = call(drop_blocks(network, (block.name,)), inputs)
+            missed = divergence(without, whole_outputs, classification)
+            runs.setdefault(block.run, []).append((missed, block.name))
     ranked = {name: sorted(members) for name, members in runs.items()}
     whole = [ChannelGroup(name=w.name, channels=w.units, layers=w.layers, inner=w) for w in inner]
     whole += [ChannelGroup(name=g.name, channels=g.channels, layers=g.layers) for g in groups]
@@ -154,12 +157,6 @@ def _uncovered(network: nn.Module, layers: tuple[Layer, ...]) -> dict[str, str]:
         and name not in known
         and name.removesuffix(".weight") not in known
     }
-
-
-def _sensitivity(network: nn.Module, block: str, inputs: tuple[Tensor, ...], classification: bool) -> float:
-    with torch.no_grad():
-        whole, without = call(network, inputs), call(drop_blocks(network, (block,)), inputs)
-    return divergence(without, whole, classification)
 
 
 def divergence(outputs: Tensor, reference: Tensor, classification: bool) -> float:
