@@ -441,8 +441,10 @@ def environment(config: StudyConfig, acceleration: Acceleration) -> dict[str, An
 
 
 def cpu_model() -> str:
-    """Processor name, as the system tells it."""
-    return _cpu_line("model name") or platform.processor() or "unknown"
+    """Processor name, as the system tells it; with family and model, where virtual machines give no more than a brand."""
+    name = _cpu_line("model name") or platform.processor() or "unknown"
+    family, model = _cpu_line("cpu family"), _cpu_line("model")
+    return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def cpu_features() -> list[str]:
@@ -460,4 +462,5 @@ def _cpu_line(key: str) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in fields if name.strip() == key), "")
