@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from autocompress.candidate import Accuracy, Origin, Score
-from autocompress.engine.pareto import ObjectiveVector, hypervolume
+from autocompress.config import LimitsSection
+from autocompress.engine.pareto import REFERENCE_POINT, ObjectiveVector, hypervolume
 from autocompress.report.verdict import CLAIM_DROP_POINTS
 
 ENGINES: dict[str, dict[str, str]] = {
@@ -28,6 +29,14 @@ STOCK = ("tpe", "nsga2")
 GRACE_S = 60.0
 """A trial begun within the time may end so much later and still counts, for every engine: a last training is cut to
 the seconds left at the speed of an earlier one, and export, evaluation and timing follow."""
+
+
+REFERENCE_LIMITS = LimitsSection(
+    max_accuracy_drop=REFERENCE_POINT[0],
+    max_size_ratio=math.exp(REFERENCE_POINT[1]),
+    min_speedup=math.exp(-REFERENCE_POINT[2]),
+)
+"""Those that the reference point of the hypervolume sets by itself."""
 
 
 class _Record(BaseModel):

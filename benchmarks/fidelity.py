@@ -1,10 +1,12 @@
 """How well a plan's score on the shared weights ranks what it is worth when it is trained.
 
-    python -m benchmarks.fidelity --run RUN --out FILE [--plans 30] [--steps 700]
+    python -m benchmarks.fidelity --run RUN --out FILE [--plans 30] [--limits study] [--steps N]
 
 RUN is a finished run of the ladder. Plans are drawn anew by the guided parametrisation at random, scored by the run's
-shared weights as they are (F1), then each is trained from them, exported, and its file scored on validation (F3). The
-run's own pairs and curves correct the score, as when the ladder promotes; what the score says alone stands beside it.
+shared weights as they are (F1), then each is trained from them for as many steps as the study gives a trial, exported,
+and its file scored on validation (F3). The run's own pairs and curves correct the score, as when the ladder promotes;
+what the score says alone stands beside it. ``--limits reference`` draws from all that is smaller and faster than the
+uncompressed file, whatever the limits of the study.
 Kendall's rank correlation is over the plans whose file loses less than 5 points, with a percentile bootstrap interval
 over plans (Efron 1979). Each plan is kept beside FILE as it is done, and a second call goes on from there. Nobody else
 may work on the run meanwhile.
@@ -28,6 +30,7 @@ from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
 from autocompress.candidate import Candidate, Origin, State
+from autocompress.config import LimitsSection
 from autocompress.engine.baseline import load_inputs
 from autocompress.engine.estimating import beyond
 from autocompress.engine.events import Silent
@@ -42,14 +45,16 @@ from autocompress.errors import TrialFailed
 from autocompress.pipeline import answers, build_network, compare, draft, finish
 from autocompress.plan import Plan, TrainingSpec
 from autocompress.stage_clock import StageClock
+from benchmarks.efficiency_figures import REFERENCE_LIMITS
 
 LARGEST_DROP_POINTS = 5.0
 RESAMPLES = 10_000
 
 
-def open_ladder(run: RunFolder) -> Ladder:
-    """The ladder of a run, with its tables and shared weights."""
+def open_ladder(run: RunFolder, limits: LimitsSection | None = None) -> Ladder:
+    """The ladder of a run, with its tables and shared weights, under the limits of its study or under others."""
     config = run_config(run)
+    config = config if limits is None else config.model_copy(update={"limits": limits})
     session = open_session(config, run, load_inputs(config), Silent(), None, "fidelity", 0)
     ladder = make_ladder(session, read_analysis(run))
     if not isinstance(ladder, Ladder):
@@ -121,10 +126,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a ladder's run")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--plans", type=int, default=30, help="plans with a drop below 5 points")
-    parser.add_argument("--steps", type=int, default=700, help="of each training")
+    parser.add_argument("--limits", choices=["study", "reference"], default="study", help="of what is drawn")
+    parser.add_argument("--steps", type=int, help="of each training; by default the study's of a trial")
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
-    ladder = open_ladder(open_run(arguments.run))
+    ladder = open_ladder(open_run(arguments.run), REFERENCE_LIMITS if arguments.limits == "reference" else None)
     kept = arguments.out.with_suffix(".jsonl")
     pairs = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
     for number, plan in enumerate(draw_plans(ladder, arguments.seed)):
@@ -133,17 +139,22 @@ def main() -> None:
         if number < len(pairs):
             continue
         begun = time.perf_counter()
+        steps = arguments.steps or plan.training.steps
+        _, estimate, _ = beyond(ladder, plan)
         divergence, drop = ladder.shared.score(plan)
         try:
-            trained = trained_drop(ladder, plan, arguments.steps)
+            trained = trained_drop(ladder, plan, steps)
         except TrialFailed as error:
             print(f"plan {number} failed: {error}")
             trained = 100.0
         pair = {
             "family": plan.architecture.family,
+            "steps": steps,
+            "latency_ratio": estimate.latency_ratio,
+            "size_ratio": estimate.size_ratio,
             "divergence": divergence,
             "shared_drop_points": drop,
-            "corrected_drop_points": corrected_drop(ladder, plan, drop, arguments.steps, number),
+            "corrected_drop_points": corrected_drop(ladder, plan, drop, steps, number),
             "trained_drop_points": trained,
             "seconds": time.perf_counter() - begun,
         }
@@ -151,7 +162,7 @@ def main() -> None:
         with kept.open("a") as file:
             file.write(json.dumps(pair) + "\n")
         print(number, pair, flush=True)
-    figures = {"steps": arguments.steps, "shared": ladder.shared.record(), **agreement(pairs), "pairs": pairs}
+    figures = {"limits": arguments.limits, "shared": ladder.shared.record(), **agreement(pairs), "pairs": pairs}
     write_json(arguments.out, figures)
     print(json.dumps({key: value for key, value in figures.items() if key != "pairs"}, indent=1))
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import resource
 import shlex
@@ -37,7 +36,6 @@ from autocompress.deploy.latency_table import CACHE_VARIABLE
 from autocompress.deploy.machine_lock import training_batch
 from autocompress.engine.baseline import load_inputs, test_answers, training_threads
 from autocompress.engine.limits import violations
-from autocompress.engine.pareto import REFERENCE_POINT
 from autocompress.engine.run_folder import (
     RunFolder,
     open_run,
@@ -54,6 +52,7 @@ from autocompress.progress import watcher_for
 from benchmarks.claim import lineage
 from benchmarks.efficiency_figures import (
     ENGINES,
+    REFERENCE_LIMITS,
     EngineRun,
     MeasuredFile,
     Sitting,
@@ -93,10 +92,7 @@ def piece_config(arguments: argparse.Namespace, engine: str, steps: int | None) 
     study = config.study.model_copy(update={**ENGINES[engine], "name": f"{config.study.name}_{engine}"})
     changes: dict[str, Any] = {"study": study}
     if arguments.limits == "reference":
-        drop, size, latency = REFERENCE_POINT
-        changes["limits"] = LimitsSection(
-            max_accuracy_drop=drop, max_size_ratio=math.exp(size), min_speedup=math.exp(-latency)
-        )
+        changes["limits"] = REFERENCE_LIMITS
     if steps is not None:
         changes["training"] = config.training.model_copy(update={"steps": steps})
     return config.model_copy(update=changes)
