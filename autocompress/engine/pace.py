@@ -23,6 +23,8 @@ LONG = 0.11
 """Of the whole time, for a training that goes on, at least."""
 REST = 0.5
 """A training takes what is left of the time where that would be less than this part of it."""
+LATE = 0.1
+"""Part of what is left of the time that a last training may be late by: its steps are counted out beforehand."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 LEAST_CYCLES = 2
@@ -96,7 +98,7 @@ def cut_s(ladder: Ladder, length: float) -> float:
 def left_s(ladder: Ladder) -> float:
     """For training, before the study ends."""
     timeout = ladder.session.config.study.timeout_s
-    return math.inf if timeout is None else timeout - ladder.session.elapsed_s() - ladder.overhead_s
+    return math.inf if timeout is None else (1 - LATE) * (timeout - ladder.session.elapsed_s()) - ladder.overhead_s
 
 
 def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float, action: str) -> int:
