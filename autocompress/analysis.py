@@ -113,12 +113,9 @@ def analyse(
     groups, bad_groups = find_groups(network, pair, inner)
     blocks, bad_blocks = find_blocks(network, pair) if with_blocks else ([], {})
     runs: dict[str, list[tuple[float, str]]] = {}
-    with torch.no_grad():
-        whole_outputs = call(network, inputs) if blocks else torch.empty(0)
-        for block in blocks:
-            without = call(drop_blocks(network, (block.name,)), inputs)
-            missed = divergence(without, whole_outputs, classification)
-            runs.setdefault(block.run, []).append((missed, block.name))
+    missed = _sensitivities(network, [block.name for block in blocks], inputs, classification)
+    for block in blocks:
+        runs.setdefault(block.run, []).append((missed[block.name], block.name))
     ranked = {name: sorted(members) for name, members in runs.items()}
     whole = [ChannelGroup(name=w.name, channels=w.units, layers=w.layers, inner=w) for w in inner]
     whole += [ChannelGroup(name=g.name, channels=g.channels, layers=g.layers) for g in groups]
@@ -157,6 +154,19 @@ def _uncovered(network: nn.Module, layers: tuple[Layer, ...]) -> dict[str, str]:
         and name not in known
         and name.removesuffix(".weight") not in known
     }
+
+
+def _sensitivities(
+    network: nn.Module, blocks: list[str], inputs: tuple[Tensor, ...], classification: bool
+) -> dict[str, float]:
+    """How far the outputs move without each block."""
+    if not blocks:
+        return {}
+    with torch.no_grad():
+        whole = call(network, inputs)
+        return {
+            block: divergence(call(drop_blocks(network, (block,)), inputs), whole, classification) for block in blocks
+        }
 
 
 def divergence(outputs: Tensor, reference: Tensor, classification: bool) -> float:

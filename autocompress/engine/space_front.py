@@ -15,6 +15,7 @@ import optuna
 
 from autocompress.engine.guided import Guide
 from autocompress.engine.space import PerLayer
+from autocompress.operators import Operator
 from autocompress.plan import ArchitectureSpec, Plan
 
 MEMBERS, SECONDS = 60, 20.0
@@ -48,14 +49,19 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[Arch
         trial.set_constraint("latency", ratio * min(speedups) - 1)
         return predictor.capacity(plan), 1 / ratio
 
-    began = time.perf_counter()
-    first = [(trial, draw(trial)) for trial in (study.ask() for _ in range(START_UP))]
+    end = time.perf_counter() + SECONDS
+    first: list[tuple[optuna.Trial, Plan]] = []
+    operators: list[Operator] = []
+    while not first or (len(first) < START_UP and time.perf_counter() < end):
+        trial = study.ask()
+        first.append((trial, draw(trial)))
+        operators += predictor.usual_operators(first[-1][1])
     # new shapes are timed together: each process that times some takes half a second to start
-    predictor.latency_table.fill(o for _, plan in first for o in predictor.usual_operators(plan))
+    predictor.latency_table.fill(operators)
     for trial, plan in first:
         study.tell(trial, measure(trial, plan))
-    left_s = SECONDS - (time.perf_counter() - began)
-    study.optimize(lambda trial: measure(trial, draw(trial)), n_trials=MEMBERS - START_UP, timeout=max(0.0, left_s))
+    left_s = max(0.0, end - time.perf_counter())
+    study.optimize(lambda trial: measure(trial, draw(trial)), n_trials=MEMBERS - len(first), timeout=left_s)
     best: list[ArchitectureSpec] = []
     for target in speedups:
         fast = [t for t in study.best_trials if t.values[1] >= target]

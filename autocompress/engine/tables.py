@@ -81,10 +81,10 @@ def measure_tables(bench: Bench, analysis: Analysis, section: SpaceSection, rati
     bits = [p.weight_bits for p in section.precision if p.weight_bits]
     least = max(LEAST_BITS, min(bits, default=8))
     names = [group.name for group in analysis.groups]
-    multiples = unit_multiples(bench.base, bench.data.example_inputs(2), names, bench.channel_multiple, analysis.inner)
+    example = bench.data.example_inputs(2)
+    multiples = unit_multiples(bench.base, example, names, bench.channel_multiple, analysis.inner)
     units = {group.name: (group.channels, multiples[group.name]) for group in analysis.groups}
     largest = {group.name: ratios[group.kind] for group in analysis.groups if ratios[group.kind]}
-    example = bench.data.example_inputs(2)
     kept = kept_units(bench.base, example, largest, bench.channel_multiple, analysis.inner)
     groups, narrowed = {}, {}
     for name, ratio in largest.items():
