@@ -47,6 +47,7 @@ from autocompress.engine.samplers import make_sampler
 from autocompress.engine.session import Session, make_space
 from autocompress.engine.space import Draw, PerLayer, Space, obvious_plans
 from autocompress.engine.study import LEAST_STEPS
+from autocompress.engine.time_left import training_time_left_s
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import working
 from autocompress.file_lock import exclusive
@@ -344,8 +345,8 @@ def _distillation_part(session: Session, found: Sequence[Candidate]) -> Part | N
     def affordable_steps(parent: Candidate) -> int:
         rest_s = _untrained_s(parent)
         # a training is at least half of its trial, however short the part
-        own_s = min(max(seconds, 2 * rest_s), timeout - session.elapsed_s())
-        return int((own_s - rest_s) / _seconds_per_step(session, parent))
+        own_s = min(max(seconds - rest_s, rest_s), training_time_left_s(session, rest_s))
+        return int(own_s / _seconds_per_step(session, parent))
 
     space = DistillationSpace(session.space, parents, _starts(session, parents), affordable_steps)
     own = replace(session, study=_part_study(session.run, PARTS[2], first), suggests=space)

@@ -14,10 +14,11 @@ from autocompress.candidate import State
 from autocompress.engine.estimating import START_UP_ESTIMATES, estimate, new_estimate
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.next_training import LEAST_STEPS, enqueue_training
-from autocompress.engine.pace import in_order_of_need, is_cold, is_exhausted, nearly_over, overhead_s
+from autocompress.engine.pace import in_order_of_need, is_cold, is_exhausted, nearly_over
 from autocompress.engine.run_folder import read_candidates
 from autocompress.engine.session import ask, running_trials
 from autocompress.engine.sharing import share
+from autocompress.engine.time_left import overhead_s
 from autocompress.engine.trial import attempt, make_file
 from autocompress.file_lock import exclusive
 

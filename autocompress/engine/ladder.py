@@ -22,6 +22,7 @@ from autocompress.engine.shared import TOLERANCE, Shared
 from autocompress.engine.space import NamedPlan, plain_int8
 from autocompress.engine.step_time import StepTime, fit_step_time
 from autocompress.engine.tables import Tables, measure_tables
+from autocompress.engine.time_left import USUAL_OVERHEAD_S
 from autocompress.engine.warm_start import (
     TRAIN_DIGEST,
     earlier_run,
@@ -34,8 +35,8 @@ from autocompress.errors import TrialFailed, first_line
 from autocompress.file_lock import exclusive
 from autocompress.plan import DistillationSpec, Plan
 
-USUAL_OVERHEAD_S, USUAL_STEP = 12.0, StepTime(0.02, 1.5e-9)
-"""Of a trial beside its training, and of a step, until one was seen."""
+USUAL_STEP = StepTime(0.02, 1.5e-9)
+"""Until a step was seen."""
 
 
 @dataclass

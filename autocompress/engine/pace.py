@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 
 from autocompress.candidate import Candidate, Origin, State
-from autocompress.engine.ladder import USUAL_OVERHEAD_S, Ladder
+from autocompress.engine.ladder import Ladder
 from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
+from autocompress.engine.time_left import training_time_left_s
 from autocompress.plan import Plan
 
 SHARES = {"share": 0.15, "estimate": 0.06, "promote": 0.17, "train_on": 0.62}
@@ -23,8 +22,6 @@ LONG = 0.11
 """Of the whole time, for a training that goes on, at least."""
 REST = 0.5
 """A training takes what is left of the time where that would be less than this part of it."""
-LATE = 0.1
-"""Part of what is left of the time that a last training may be late by: its steps are counted out beforehand."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 LEAST_CYCLES = 2
@@ -55,13 +52,6 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: 
     return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
 
 
-def overhead_s(candidates: Sequence[Candidate]) -> float:
-    """Seconds that a file takes beside its training."""
-    files = [c for c in candidates if c.state is State.COMPLETE]
-    seconds = [c.finished_s - c.started_s - c.stage_seconds.get("train", 0.0) for c in files]
-    return statistics.median(seconds) if seconds else USUAL_OVERHEAD_S
-
-
 def is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
     """Whether, where only trials are counted, plan after plan was estimated and none was new enough to be trained."""
     if ladder.session.config.study.timeout_s is not None:
@@ -78,7 +68,7 @@ def is_cold(ladder: Ladder) -> bool:
 
 def nearly_over(ladder: Ladder) -> bool:
     """Whether there is no time left to train what would be estimated."""
-    return left_s(ladder) < ladder.overhead_s
+    return training_time_left_s(ladder.session, ladder.overhead_s) < ladder.overhead_s
 
 
 def length_s(ladder: Ladder, action: str) -> float:
@@ -91,14 +81,8 @@ def length_s(ladder: Ladder, action: str) -> float:
 
 def cut_s(ladder: Ladder, length: float) -> float:
     """A length that leaves no time behind, or enough for something else."""
-    left = left_s(ladder)
+    left = training_time_left_s(ladder.session, ladder.overhead_s)
     return left if left < (1 + REST) * length else length
-
-
-def left_s(ladder: Ladder) -> float:
-    """For training, before the study ends."""
-    timeout = ladder.session.config.study.timeout_s
-    return math.inf if timeout is None else (1 - LATE) * (timeout - ladder.session.elapsed_s()) - ladder.overhead_s
 
 
 def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float, action: str) -> int:

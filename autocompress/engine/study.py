@@ -45,6 +45,7 @@ from autocompress.engine.run_folder import (
 from autocompress.engine.samplers import START_UP_TRIALS, parametrisation
 from autocompress.engine.session import Session, ask, make_space, open_study, reach, running_trials
 from autocompress.engine.space import NamedPlan, PerLayer, obvious_plans
+from autocompress.engine.time_left import overhead_s, training_time_left_s
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import sweep, working
 from autocompress.errors import ConfigError, RunError, StudyFailed
@@ -55,9 +56,6 @@ from autocompress.plan import TrainingSpec
 
 LEAST_STEPS = 20
 """Fewer steps than this are not worth an export."""
-
-ENDING_SECONDS = 4.0
-"""Kept back for each candidate's export, evaluation and timing when a training is cut to the time left."""
 
 
 def search(
@@ -196,9 +194,11 @@ def _prepare_next(
             progress=max(0.0, progress - (1 - share)) / share,
             seconds=None if timeout is None else timeout * share,
         )
-        if continuation is not None and _affordable_steps(session, continuation) >= LEAST_STEPS:
-            _enqueue_continuation(session, continuation)
-            return True
+        if continuation is not None:
+            steps = _affordable_steps(session, continuation, overhead_s(candidates))
+            if steps >= LEAST_STEPS:
+                _enqueue_continuation(session, continuation.parent, steps)
+                return True
     return has_time
 
 
@@ -209,9 +209,7 @@ def _has_time_for_another(session: Session, candidates: Sequence[Candidate]) -> 
     return timeout is None or not usual or session.elapsed_s() + statistics.median(usual) <= timeout
 
 
-def _enqueue_continuation(session: Session, continuation: Continuation) -> None:
-    parent = continuation.parent
-    steps = _affordable_steps(session, continuation)
+def _enqueue_continuation(session: Session, parent: Candidate, steps: int) -> None:
     start = state_digest(load_file(session.run.checkpoint(parent.trial)))
     rate = continued_rate(session.config.training, parent.plan.architecture.family, parent.total_steps, steps)
     training = TrainingSpec(steps=steps, start=start, learning_rate=rate)
@@ -228,14 +226,14 @@ def _enqueue_continuation(session: Session, continuation: Continuation) -> None:
     )
 
 
-def _affordable_steps(session: Session, continuation: Continuation) -> int:
+def _affordable_steps(session: Session, continuation: Continuation, overhead_s: float) -> int:
     """Steps that fit the continuation's seconds (or what is left of the study) at the parent's speed."""
-    parent, timeout = continuation.parent, session.config.study.timeout_s
-    if continuation.seconds is None or timeout is None:
+    parent = continuation.parent
+    if continuation.seconds is None:
         return parent.plan.training.steps * 3
     seconds_per_step = parent.stage_seconds["train"] / parent.plan.training.steps
-    left = timeout - session.elapsed_s()
-    return int((min(continuation.seconds, left) - ENDING_SECONDS) / seconds_per_step)
+    seconds = min(continuation.seconds - overhead_s, training_time_left_s(session, overhead_s))
+    return int(seconds / seconds_per_step)
 
 
 def _enqueue(session: Session, plans: Sequence[NamedPlan], origin: str, is_guided: bool) -> None:

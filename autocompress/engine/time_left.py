@@ -1,0 +1,32 @@
+"""Time that is left to train in, before a study ends; one rule for all engines."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from autocompress.candidate import Candidate, State
+from autocompress.engine.session import Session
+
+USUAL_OVERHEAD_S = 12.0
+"""Of a file beside its training, until one was made."""
+LATE = 0.1
+"""Part of what is left of the time that a last training may be late by: its steps are counted out beforehand."""
+
+
+def overhead_s(candidates: Sequence[Candidate]) -> float:
+    """Seconds that a file takes beside its training."""
+    files = [c for c in candidates if c.state is State.COMPLETE]
+    seconds = [c.finished_s - c.started_s - c.stage_seconds.get("train", 0.0) for c in files]
+    return statistics.median(seconds) if seconds else USUAL_OVERHEAD_S
+
+
+def training_time_left_s(session: Session, overhead_s: float) -> float:
+    """Seconds that a training may be given now, so that its file is there in time; infinite without a timeout.
+
+    Args:
+        overhead_s: of the file beside its training.
+    """
+    timeout = session.config.study.timeout_s
+    return math.inf if timeout is None else (1 - LATE) * (timeout - session.elapsed_s()) - overhead_s
