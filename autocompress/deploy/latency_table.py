@@ -24,6 +24,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from autocompress.deploy.operator_timing import OperatorTimes, time_operators
+from autocompress.deploy.processor import instruction_sets, processor_model
 from autocompress.file_lock import exclusive
 from autocompress.operators import FLOAT32, Operator
 
@@ -144,18 +145,16 @@ class LatencyTable:
 
 def machine_digest(threads: int) -> str:
     """Names what the times depend on: processor, runtime and threads."""
-    facts = [_FORMAT, platform.system(), platform.machine(), *_processor(), ort.__version__, threads]
+    facts = [
+        _FORMAT,
+        platform.system(),
+        platform.machine(),
+        processor_model(),
+        instruction_sets(),
+        ort.__version__,
+        threads,
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-
-
-def _processor() -> list[str]:
-    """Model and instruction sets of the processor, as far as the system tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return [platform.processor()]
-    wanted = ("model name", "cpu family", "model\t", "flags", "Features")
-    return sorted({line for line in lines if line.startswith(wanted)})
 
 
 def _read(path: Path) -> _Content:

@@ -34,6 +34,7 @@ from autocompress.data.sources import load_data
 from autocompress.data.task import TaskData
 from autocompress.deploy.machine_lock import training_batch
 from autocompress.deploy.measure import measure_bytes
+from autocompress.deploy.processor import decisive_instruction_sets, processor_model
 from autocompress.deploy.timing import time_latency
 from autocompress.engine.events import Watcher
 from autocompress.engine.run_folder import (
@@ -429,8 +430,8 @@ def environment(config: StudyConfig, acceleration: Acceleration) -> dict[str, An
     return {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "cpu": cpu_model(),
-        "cpu_features": cpu_features(),
+        "cpu": processor_model(),
+        "cpu_features": decisive_instruction_sets(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -438,29 +439,3 @@ def environment(config: StudyConfig, acceleration: Acceleration) -> dict[str, An
         "training_threads": training_threads(config),
         "acceleration": asdict(acceleration),
     }
-
-
-def cpu_model() -> str:
-    """Processor name, as the system tells it; with family and model, where virtual machines give no more than a brand."""
-    name = _cpu_line("model name") or platform.processor() or "unknown"
-    family, model = _cpu_line("cpu family"), _cpu_line("model")
-    return f"{name} (family {family}, model {model})" if family and model else name
-
-
-def cpu_features() -> list[str]:
-    """Instruction sets that decide how fast integer kernels are."""
-    flags = set(_cpu_line("flags").split())
-    return [
-        name
-        for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-        if name in flags
-    ]
-
-
-def _cpu_line(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    fields = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in fields if name.strip() == key), "")

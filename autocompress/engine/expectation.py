@@ -25,7 +25,7 @@ KEPT_OF_CHANGE = 0.1
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
-EXPONENTS = {"base": 0.35, "space": 0.95}
+EXPONENTS = {"base": 0.35, "space": 0.65}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
 ROOM_POINTS = 3.5

@@ -15,7 +15,7 @@ from autocompress.compression.distillation import NEXT_SEED
 from autocompress.engine.continuation import continued_rate
 from autocompress.engine.estimating import START_UP_ESTIMATES
 from autocompress.engine.ladder import Ladder
-from autocompress.engine.pace import KNEES, is_exhausted, length_s, steps_within
+from autocompress.engine.pace import KNEES, first_trained, is_exhausted, length_s, steps_within
 from autocompress.engine.promotion import LEAST_ESTIMATES, next_to_polish, next_to_promote, next_to_train_on
 from autocompress.engine.run_folder import read_candidate, read_candidates
 from autocompress.engine.session import ask
@@ -52,7 +52,9 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         least = 1 if is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         short_s = partial(_short_s, seconds, session.config.training.random_start_factor)
         parent = next_to_promote(candidates, busy, short_s, horizon, ladder.curves(candidates), least)
-        seconds = seconds if parent is None else short_s(parent)
+        # the first file is trained for long at once: there is a good front early
+        is_first = not busy and first_trained(candidates) is None
+        seconds = horizon if parent is None or is_first else short_s(parent)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:

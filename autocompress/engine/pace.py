@@ -18,7 +18,7 @@ One long training of the right member is worth more than many short ones, and sh
 """
 LENGTHS = {"share": 0.08, "promote": 0.06, "train_on": 0.70}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
-LONG = 0.11
+LONG = 0.1
 """Of the whole time, for a training that goes on, at least."""
 REST = 0.5
 """A training takes what is left of the time where that would be less than this part of it."""
@@ -36,20 +36,32 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: 
         return ["polish", "train_on"]
     if is_cold(ladder):
         return list(SHARES)
-    climbed = [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
+    climbed = _climbed(candidates)
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
     if untried_families(candidates):  # before time is spent on what may be the worse one
         return ["promote", "estimate"]
     if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
+    long = [c for c in climbed if c.origin is Origin.CONTINUED or c is first_trained(candidates)]
+    short = [c for c in climbed if c not in long]
     spent = {
         "share": ladder.shared.seconds(),
         "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
-        "promote": sum(c.finished_s - c.started_s for c in candidates if c.origin is Origin.PROMOTED),
-        "train_on": sum(c.finished_s - c.started_s for c in candidates if c.origin is Origin.CONTINUED),
+        "promote": sum(c.finished_s - c.started_s for c in short),
+        "train_on": sum(c.finished_s - c.started_s for c in long),
     }
     total = sum(spent.values())
     return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+
+
+def first_trained(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The candidate that was trained first, for as long as those that go on."""
+    files = (c for c in _climbed(candidates) if c.state is State.COMPLETE)
+    return min(files, key=lambda c: c.started_s, default=None)
+
+
+def _climbed(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
 
 
 def is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:

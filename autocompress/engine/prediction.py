@@ -72,8 +72,7 @@ class Predictor:
 
     def macs(self, plan: Plan) -> float:
         """Multiplications of one example in the plan's layers."""
-        found = (o for o in self.operators(plan) if o.layer)
-        return max(1.0, sum(math.prod(o.weight) * _positions(o) for o in found))
+        return _macs(self.operators(plan))
 
     def capacity(self, plan: Plan) -> float:
         """Multiplications times weights times layers, by which students rank (docs/log.md): width or depth alone
@@ -81,7 +80,7 @@ class Predictor:
         """
         layers = [o for o in self.operators(plan) if o.layer]
         weights = sum(math.prod(o.weight) for o in layers)
-        return self.macs(plan) * max(1, weights) * max(1, len(layers))
+        return _macs(layers) * max(1, weights) * max(1, len(layers))
 
     def shares_of_bits(self, plan: Plan) -> dict[int, float]:
         """Share of the plan's weights by their bits; float weights have 32."""
@@ -194,6 +193,10 @@ def make_predictor(
     """A predictor that knows the uncompressed network."""
     predictor = Predictor(bench, target, tables, usual, table, baseline_bytes=baseline_bytes)
     return replace(predictor, baseline=predictor.operators(Plan()))
+
+
+def _macs(found: Iterable[Operator]) -> float:
+    return max(1.0, sum(math.prod(o.weight) * _positions(o) for o in found if o.layer))
 
 
 def _positions(operator: Operator) -> int:

@@ -59,8 +59,8 @@ def next_to_promote(
     waiting = [c for c in candidates if _waits(c) and c.trial not in gone and _decisions(c) not in trained]
     if len(waiting) < least:
         return None
-    # scores of two sets of shared weights, of which one began at random, are no comparison
-    untried = untried_families(candidates)
+    # scores of two sets of shared weights, of which one began at random, are no comparison; that one waits
+    untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]
     waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     taken = [hoped_for(c, seconds, curves) for c in leaves(candidates)]
     points = [_estimated(c, candidates, short_s(c), seconds, curves) for c in waiting]

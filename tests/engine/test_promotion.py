@@ -185,6 +185,9 @@ def test_each_family_is_tried_before_families_are_compared() -> None:
         )
 
     good, bad = crowd(LEAST_ESTIMATES), [of_space(estimated(20 + n, 60.0, 0.2, 0.2)) for n in range(3)]
+    better = [of_space(estimated(30 + n, -2.0, 0.01, 0.01)) for n in range(3)]
+    first = next_to_promote([*good, *better], set(), short_s, SECONDS, CURVES)
+    assert first is not None and first.plan.architecture.family == "base"  # whose weights are trained
     first = next_to_promote([*good, *bad], set(), short_s, SECONDS, CURVES)
     assert first is not None
     file = trained(40, 2.0, parent=first.trial)
