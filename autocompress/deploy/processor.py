@@ -10,14 +10,16 @@ DECISIVE = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_in
 
 def processor_model() -> str:
     """Name of the processor; with family and model, where virtual machines give no more than a brand."""
-    name = _line("model name") or platform.processor() or "unknown"
-    family, model = _line("cpu family"), _line("model")
+    fields = _fields()
+    name = fields.get("model name") or platform.processor() or "unknown"
+    family, model = fields.get("cpu family"), fields.get("model")
     return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def instruction_sets() -> list[str]:
     """All that it names, in order of the alphabet; none where the system is silent."""
-    return sorted((_line("flags") or _line("Features")).split())
+    fields = _fields()
+    return sorted((fields.get("flags") or fields.get("Features", "")).split())
 
 
 def decisive_instruction_sets() -> list[str]:
@@ -26,10 +28,11 @@ def decisive_instruction_sets() -> list[str]:
     return [name for name in DECISIVE if name in known]
 
 
-def _line(key: str) -> str:
+def _fields() -> dict[str, str]:
+    """Each as it is told first; none where the system keeps no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return ""
-    fields = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in fields if name.strip() == key), "")
+        return {}
+    parts = (line.partition(":") for line in reversed(lines))
+    return {name.strip(): value.strip() for name, _, value in parts}

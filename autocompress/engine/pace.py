@@ -42,13 +42,13 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: 
         return ["promote", "estimate"]
     if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
-    long = [c for c in climbed if c.origin is Origin.CONTINUED or c is first_trained(candidates)]
-    short = [c for c in climbed if c not in long]
+    first = first_trained(candidates)
+    trained = [(c.origin is Origin.CONTINUED or c is first, c.finished_s - c.started_s) for c in climbed]
     spent = {
         "share": ladder.shared.seconds(),
         "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
-        "promote": sum(c.finished_s - c.started_s for c in short),
-        "train_on": sum(c.finished_s - c.started_s for c in long),
+        "promote": sum(seconds for is_long, seconds in trained if not is_long),
+        "train_on": sum(seconds for is_long, seconds in trained if is_long),
     }
     total = sum(spent.values())
     return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)

@@ -26,9 +26,7 @@ def took(
 ) -> Candidate:
     start = 100.0 * trial if began is None else began
     plan = Plan(training=TrainingSpec(steps=100))
-    return Candidate(
-        trial=trial, origin=origin, state=state, plan=plan, started_s=start, finished_s=start + seconds
-    )  # fmt: skip
+    return Candidate(trial=trial, origin=origin, state=state, plan=plan, started_s=start, finished_s=start + seconds)
 
 
 def test_the_first_trained_is_the_first_file_and_not_what_failed_before_it() -> None:
