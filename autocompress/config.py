@@ -166,7 +166,7 @@ class TrainingSection(_Section):
         float, Field(ge=1.0, description="times steps, for a candidate that starts from random weights")
     ] = 2.0
     batch_size: Annotated[int, Field(ge=2)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    learning_rate: Annotated[float, Field(gt=0)] = 0.015
     random_start_learning_rate: Annotated[float, Field(gt=0)] = 0.15
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     optimizer: Literal["muon", "sgd", "adamw"] = "muon"

@@ -55,8 +55,10 @@ from autocompress.stage_clock import StageClock
 EVALUATION_BATCH = 100
 CALIBRATION_BATCH = 64
 PARITY_EXAMPLES = 250
-QUANTIZED = {"muon": ("sgd", 0.05), "sgd": ("sgd", 0.05), "adamw": ("adamw", 0.15)}
-"""Optimiser of the quantised phase, and its rate as a share of ``learning_rate``: the network is nearly done, and with
+QUANTIZED = {"muon": "sgd", "sgd": "sgd", "adamw": "adamw"}
+"""Optimiser of the quantised phase."""
+QUANTIZED_RATE = 0.15
+"""Its rate, as a share of ``learning_rate``: the network is nearly done, and with
 batch norm folded nothing keeps large steps from growing (docs/log.md)."""
 QUANTIZED_STEPS = 600
 """Of the quantised phase at most: what rounding costs is won back soon."""
@@ -211,8 +213,8 @@ def finish(
         calibrate_(deployable, _calibration_batches(bench))
     mark_features_(deployable, classifier_name(draft.network))
     with clock.stage("train"):
-        optimizer, rate = QUANTIZED[settings.optimizer]
-        _train(bench, deployable, plan, quantized_steps, rate * settings.learning_rate, optimizer)
+        rate = QUANTIZED_RATE * settings.learning_rate
+        _train(bench, deployable, plan, quantized_steps, rate, QUANTIZED[settings.optimizer])
     with clock.stage("export"):
         deployable.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         write_file(draft.graph, deployable, plan, path)
