@@ -36,7 +36,6 @@ from autocompress.engine.estimating import beyond
 from autocompress.engine.events import Silent
 from autocompress.engine.expectation import fit_expectation
 from autocompress.engine.ladder import Ladder, make_ladder
-from autocompress.engine.promotion import newcomer_steps
 from autocompress.engine.run_folder import RunFolder, open_run, read_analysis, read_candidates, run_config, write_json
 from autocompress.engine.sharing import OfFamily
 from autocompress.engine.space import PerLayer
@@ -77,9 +76,10 @@ def draw_plans(ladder: Ladder, seed: int, family: str | None = None, is_guided: 
 def corrected_drop(ladder: Ladder, plan: Plan, shared_drop_points: float, steps: int, number: int) -> float:
     """Validation drop in points that the ladder expects of a plan after so many steps."""
     candidates, family = read_candidates(ladder.session.run), plan.architecture.family
-    short = fit_expectation(candidates).drop_points(shared_drop_points, family)
+    curves = ladder.curves(candidates)
+    short = fit_expectation(candidates, curves).drop_points(shared_drop_points, family)
     drawn = Candidate(trial=-1 - number, origin=Origin.SAMPLED, state=State.ESTIMATED, plan=plan)
-    return ladder.curves(candidates).drop_at(drawn, short, newcomer_steps(candidates, family) or steps, steps)
+    return curves.drop_at(drawn, short, curves.usual_steps[family], steps)
 
 
 def trained_drop(ladder: Ladder, plan: Plan, steps: int, is_shared: bool = True) -> float:

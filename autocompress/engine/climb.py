@@ -12,11 +12,11 @@ from optuna.trial import TrialState
 
 from autocompress.candidate import State
 from autocompress.engine.estimating import START_UP_ESTIMATES, estimate, new_estimate
-from autocompress.engine.ladder import Ladder
+from autocompress.engine.ladder import Ladder, first_plans
 from autocompress.engine.next_training import LEAST_STEPS, enqueue_training
-from autocompress.engine.pace import in_order_of_need, is_cold, is_exhausted, nearly_over
+from autocompress.engine.pace import cold_families, in_order_of_need, is_exhausted, nearly_over
 from autocompress.engine.run_folder import read_candidates
-from autocompress.engine.session import ask, running_trials
+from autocompress.engine.session import ask, enqueue, running_trials
 from autocompress.engine.sharing import share
 from autocompress.engine.time_left import overhead_s
 from autocompress.engine.trial import attempt, make_file
@@ -40,13 +40,16 @@ def climb(ladder: Ladder) -> bool:
             return False
         waiting = session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         estimates_next = bool(waiting) and waiting[0].user_attrs.get("rung") == "estimate"
-        too_early = estimates_next and is_cold(ladder)
+        is_cold = bool(cold_families(ladder))
+        too_early = estimates_next and is_cold
         trial = ask(session, START_UP_ESTIMATES) if waiting and not too_early else None
     session.suggests = ladder.guide
     if trial is None:
         exhausted = is_exhausted(ladder, candidates)
-        for action in in_order_of_need(ladder, candidates, progress):
-            if action == "share" and (is_cold(ladder) or (progress < SHARED_UNTIL and not exhausted)):
+        for action in ["share"] if too_early else in_order_of_need(ladder, candidates, progress):
+            if action == "join" and not nearly_over(ladder):
+                return _join(ladder)
+            if action == "share" and (is_cold or (progress < SHARED_UNTIL and not exhausted)):
                 return share(ladder, candidates)
             if action == "estimate" and not nearly_over(ladder) and not exhausted:
                 trial = new_estimate(ladder, candidates)
@@ -62,4 +65,14 @@ def climb(ladder: Ladder) -> bool:
     finished = read_candidates(session.run)
     done = sum(c.state is not State.ESTIMATED for c in finished)
     session.watcher.finished(candidate, finished, session.progress(done))
+    return True
+
+
+def _join(ladder: Ladder) -> bool:
+    """Let the next family take part, and enqueue its first plans; after a death between the two a session begins with them."""
+    family = ladder.next_family()
+    assert family is not None
+    ladder.session.watcher.note(f"looking for the first plans of {family}")
+    ladder.join_(family)
+    enqueue(ladder.session, first_plans(ladder, family), "sampled", is_guided=True)
     return True

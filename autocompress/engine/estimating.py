@@ -63,7 +63,7 @@ def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.T
 
 
 def _expected_drop(ladder: Ladder, current: Current, drop: float) -> float:
-    """After a short training; of a changed trained network, what it lost before, what the change costs or brings in the
+    """After the usual steps; of a changed trained network, what it lost before, what the change costs or brings in the
     end, and a part of what it costs at once.
     """
     parent = current.parent
@@ -71,7 +71,8 @@ def _expected_drop(ladder: Ladder, current: Current, drop: float) -> float:
         own = parent.measurement.validation.drop_points
         moved = own + ladder.least_drop_points(current.plan) - ladder.least_drop_points(parent.plan)
         return moved + KEPT_OF_CHANGE * max(0.0, drop - own)
-    expectation = fit_expectation(read_candidates(ladder.session.run))
+    candidates = read_candidates(ladder.session.run)
+    expectation = fit_expectation(candidates, ladder.curves(candidates))
     return expectation.drop_points(drop, current.plan.architecture.family)
 
 

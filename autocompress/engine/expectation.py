@@ -17,15 +17,15 @@ from sklearn.linear_model import Ridge
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
 
-KEPT_SHARE = 0.3
-"""Share of a member's drop that is expected to be left after a short training, before any pair is known."""
+KEPT_SHARE = 0.2
+"""Share of a member's drop that is expected to be left after the study's usual steps, before any pair is known."""
 KEPT_OF_CHANGE = 0.1
 """Of what a trained network loses with other bits or fewer channels, the share that a short training does not win back
 (docs/log.md)."""
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
-EXPONENTS = {"base": 0.35, "space": 0.65}
+EXPONENTS = {"base": 0.3, "space": 0.65}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
 ROOM_POINTS = 3.5
@@ -48,19 +48,28 @@ class Expectation:
     offset_of_space: float
 
     def drop_points(self, shared_drop_points: float, family: str) -> float:
-        """Expected drop of the file after a short training."""
+        """Expected drop of the file after the study's usual steps."""
         own = self.offset_of_space if family == "space" else 0.0
         return self.share * shared_drop_points + self.offset + own
 
 
-def fit_expectation(candidates: Iterable[Candidate]) -> Expectation:
-    """The correction under which the promoted candidates come out right."""
+def fit_expectation(candidates: Iterable[Candidate], curves: Curves) -> Expectation:
+    """The correction under which the promoted candidates come out right.
+
+    Args:
+        curves: by which a drop after other steps than the usual ones is made one after those.
+    """
     by_trial = {c.trial: c for c in candidates}
     pairs = [
         (
             parent.estimate.shared_drop_points,
             c.plan.architecture.family == "space",
-            c.measurement.validation.drop_points,
+            curves.drop_at(
+                c,
+                c.measurement.validation.drop_points,
+                c.plan.training.steps,
+                curves.usual_steps[c.plan.architecture.family],
+            ),
         )
         for c in by_trial.values()
         if c.origin is Origin.PROMOTED
@@ -99,16 +108,18 @@ class Curves:
 
     Attributes:
         exponents: of each family.
+        usual_steps: of each family, after which an expected drop holds.
         least: drop that a candidate comes near in the end.
         seconds_per_step: of a candidate's training.
     """
 
     exponents: Mapping[str, float]
+    usual_steps: Mapping[str, float]
     least: Callable[[Candidate], float]
     seconds_per_step: Callable[[Candidate], float]
 
     def drop_at(self, candidate: Candidate, drop_points: float, steps: float, later: float) -> float:
-        """Expected drop after ``later`` steps in all, of which the first ``steps`` have left ``drop_points``."""
+        """Expected drop after ``later`` steps in all, where ``steps`` leave ``drop_points``."""
         least, exponent = self.least(candidate), self.exponents[candidate.plan.architecture.family]
         if drop_points <= least:
             return drop_points
@@ -121,6 +132,7 @@ class Curves:
 
 def fit_curves(
     candidates: Sequence[Candidate],
+    usual_steps: Mapping[str, float],
     least: Callable[[Candidate], float],
     seconds_per_step: Callable[[Candidate], float],
 ) -> Curves:
@@ -136,7 +148,7 @@ def fit_curves(
             found = math.log(before / after) / math.log(c.total_steps / parent.total_steps)
             seen[c.plan.architecture.family].append(min(max(found, EXPONENT_RANGE[0]), EXPONENT_RANGE[1]))
     exponents = {family: sum(found) / len(found) for family, found in seen.items()}
-    return Curves(exponents, least, seconds_per_step)
+    return Curves(exponents, usual_steps, least, seconds_per_step)
 
 
 def _room(candidate: Candidate, least: Callable[[Candidate], float]) -> float:

@@ -37,6 +37,8 @@ from autocompress.plan import DistillationSpec, Plan
 
 USUAL_STEP = StepTime(0.02, 1.5e-9)
 """Until a step was seen."""
+JOINED = "families"
+"""The study's attribute that names families that take part."""
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Ladder:
         steps = {family: self.step_time(candidates, family) for family in ("base", "space")}
         return fit_curves(
             candidates,
+            {family: self.session.space.steps(family) for family in steps},
             lambda c: self._figures(c)[1],
             lambda c: steps[c.plan.architecture.family].seconds(self._figures(c)[0]),
         )
@@ -83,8 +86,17 @@ class Ladder:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Families of the study."""
-        return self.guide.families
+        """Families that take part so far, in the order in which they join: those with shared weights, and the first."""
+        known = {*self.shared.record(), *self.session.study.user_attrs.get(JOINED, [])}
+        return tuple(f for f in self.guide.families if f in known) or self.guide.families[:1]
+
+    def next_family(self) -> str | None:
+        """The family that joins next; None when all take part."""
+        return next((f for f in self.guide.families if f not in self.families), None)
+
+    def join_(self, family: str) -> None:
+        """Let a family take part from now on, in all processes."""
+        self.session.study.set_user_attr(JOINED, [*self.families, family])
 
 
 def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
@@ -136,12 +148,12 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
         return f"sharing weights failed with {type(error).__name__}: {first_line(error)}"
 
 
-def first_plans(ladder: Ladder) -> list[NamedPlan]:
-    """What is estimated first: the solver's own front, and the front of an earlier run."""
+def first_plans(ladder: Ladder, family: str) -> list[NamedPlan]:
+    """What is estimated first of a family: the front of an earlier run, and the solver's own."""
     path = ladder.shared.folder / "taken_from.json"
     taken = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     known = [NamedPlan(entry["name"], Plan.model_validate(entry["plan"]), None) for entry in taken]
-    return [*known, *solver_plans(ladder.guide)]
+    return [*(n for n in known if n.plan.architecture.family == family), *solver_plans(ladder.guide, family)]
 
 
 def plan_and_name(named: NamedPlan) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         least = 1 if is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         short_s = partial(_short_s, seconds, session.config.training.random_start_factor)
         parent = next_to_promote(candidates, busy, short_s, horizon, ladder.curves(candidates), least)
-        # the first file is trained for long at once: there is a good front early
-        is_first = not busy and first_trained(candidates) is None
+        # a family's first file is trained for long at once: there is a good front early
+        is_first = parent is not None and not busy and parent.plan.architecture.family not in first_trained(candidates)
         seconds = horizon if parent is None or is_first else short_s(parent)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)

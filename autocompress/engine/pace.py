@@ -34,16 +34,18 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: 
     """Actions, the one that lags most behind its share of the time first; none makes sense before the shared weights do."""
     if ladder.session.polish and progress >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
-    if is_cold(ladder):
+    if ladder.next_family() is not None:  # one family has a file before time is spent on another
+        return ["promote", "join", *SHARES] if untried_families(candidates) else ["join", *SHARES]
+    if cold_families(ladder):
         return list(SHARES)
     climbed = _climbed(candidates)
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
-    if untried_families(candidates):  # before time is spent on what may be the worse one
+    if untried_families(candidates):
         return ["promote", "estimate"]
     if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
-    first = first_trained(candidates)
-    trained = [(c.origin is Origin.CONTINUED or c is first, c.finished_s - c.started_s) for c in climbed]
+    first = {c.trial for c in first_trained(candidates).values()}
+    trained = [(c.origin is Origin.CONTINUED or c.trial in first, c.finished_s - c.started_s) for c in climbed]
     spent = {
         "share": ladder.shared.seconds(),
         "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
@@ -54,10 +56,11 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: 
     return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
 
 
-def first_trained(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate that was trained first, for as long as those that go on."""
-    files = (c for c in _climbed(candidates) if c.state is State.COMPLETE)
-    return min(files, key=lambda c: c.started_s, default=None)
+def first_trained(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Of each family the candidate that was trained first, for as long as those that go on."""
+    files = [c for c in _climbed(candidates) if c.state is State.COMPLETE]
+    latest_first = sorted(files, key=lambda c: c.started_s, reverse=True)
+    return {c.plan.architecture.family: c for c in latest_first}
 
 
 def _climbed(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -72,10 +75,10 @@ def is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
     return len(recent) == STALE and all(c.state is State.ESTIMATED for c in recent)
 
 
-def is_cold(ladder: Ladder) -> bool:
-    """Whether the shared weights of a family say nothing yet."""
+def cold_families(ladder: Ladder) -> list[str]:
+    """Families that take part, and whose shared weights say nothing yet."""
     record = ladder.shared.record()
-    return any(record.get(name, {"cycles": 0})["cycles"] < LEAST_CYCLES for name in ladder.families)
+    return [name for name in ladder.families if record.get(name, {"cycles": 0})["cycles"] < LEAST_CYCLES]
 
 
 def nearly_over(ladder: Ladder) -> bool:

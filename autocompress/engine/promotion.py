@@ -7,7 +7,6 @@ the hypervolume that a point adds as the spread: of two neighbours only one adds
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -63,7 +62,7 @@ def next_to_promote(
     untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]
     waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     taken = [hoped_for(c, seconds, curves) for c in leaves(candidates)]
-    points = [_estimated(c, candidates, short_s(c), seconds, curves) for c in waiting]
+    points = [_estimated(c, short_s(c), seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
 
 
@@ -144,31 +143,16 @@ def _waits(candidate: Candidate) -> bool:
     )
 
 
-def _estimated(
-    candidate: Candidate, candidates: Sequence[Candidate], short_s: float, seconds: float, curves: Curves
-) -> ObjectiveVector:
+def _estimated(candidate: Candidate, short_s: float, seconds: float, curves: Curves) -> ObjectiveVector:
     """Objectives of an estimated candidate when it is trained for long.
 
-    Its expected drop is that after as many steps as a newcomer of its family had; a network that computes more makes
-    fewer in the same time.
+    Its expected drop is that after the usual steps; a network that computes more makes fewer in the same time.
     """
     point = objectives(candidate)
     assert point is not None
-    family = candidate.plan.architecture.family
-    per_step = curves.seconds_per_step(candidate)
-    usual = newcomer_steps(candidates, family) or short_s / per_step
-    spent, later = candidate.total_steps, (short_s + seconds) / per_step
+    usual = curves.usual_steps[candidate.plan.architecture.family]
+    spent, later = candidate.total_steps, (short_s + seconds) / curves.seconds_per_step(candidate)
     return curves.drop_at(candidate, point[0], spent + usual, spent + later), *point[1:]
-
-
-def newcomer_steps(candidates: Sequence[Candidate], family: str) -> float | None:
-    """Steps after which an expected drop holds: the usual ones of a family's promoted candidates; None without any."""
-    steps = [
-        c.plan.training.steps
-        for c in candidates
-        if c.origin is Origin.PROMOTED and c.state is State.COMPLETE and c.plan.architecture.family == family
-    ]
-    return statistics.median(steps) if steps else None
 
 
 def _vector(candidate: Candidate) -> ObjectiveVector:

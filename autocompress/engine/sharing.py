@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from autocompress.candidate import Candidate, State
 from autocompress.engine.estimating import beyond
 from autocompress.engine.ladder import Ladder
-from autocompress.engine.pace import length_s
+from autocompress.engine.pace import cold_families, length_s
 from autocompress.engine.pareto import ObjectiveVector, hypervolume
 from autocompress.engine.promotion import climbing_order, hoped_for, leaves, objectives
 from autocompress.engine.space import PerLayer, Suggests
@@ -42,6 +42,9 @@ def _family_to_train(ladder: Ladder, candidates: Sequence[Candidate], length: fl
     """
     record = ladder.shared.record()
     seconds = {name: record.get(name, {"seconds": 0.0})["seconds"] for name in ladder.families}
+    cold = cold_families(ladder)
+    if cold:
+        return cold[0], length
     curves, horizon = ladder.curves(candidates), length_s(ladder, "train_on")
     hopes: dict[str, list[ObjectiveVector]] = {name: [] for name in ladder.families}
     for c in leaves(candidates):

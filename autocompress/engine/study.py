@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -43,8 +42,8 @@ from autocompress.engine.run_folder import (
     record,
 )
 from autocompress.engine.samplers import START_UP_TRIALS, parametrisation
-from autocompress.engine.session import Session, ask, make_space, open_study, reach, running_trials
-from autocompress.engine.space import NamedPlan, PerLayer, obvious_plans
+from autocompress.engine.session import Session, ask, enqueue, make_space, open_study, reach, running_trials
+from autocompress.engine.space import PerLayer, obvious_plans
 from autocompress.engine.time_left import overhead_s, training_time_left_s
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import sweep, working
@@ -154,12 +153,13 @@ def _engine(session: Session) -> Callable[[], bool]:
         ladder = make_ladder(session, read_analysis(session.run))
         if isinstance(ladder, Ladder):
             session.suggests = ladder.guide
-            _enqueue(session, obvious_plans(session.space, PerLayer), "enqueued", is_guided=True)
-            _enqueue(session, first_plans(ladder), "sampled", is_guided=True)
+            enqueue(session, obvious_plans(session.space, PerLayer), "enqueued", is_guided=True)
+            for family in ladder.families:
+                enqueue(session, first_plans(ladder, family), "sampled", is_guided=True)
             return partial(climb, ladder)
         session.watcher.note(f"using the plain engine, because {ladder}")
     named = obvious_plans(session.space, parametrisation(session.config.study.sampler))
-    _enqueue(session, named, "enqueued", is_guided=False)
+    enqueue(session, named, "enqueued", is_guided=False)
     return partial(_one_trial, session)
 
 
@@ -234,25 +234,6 @@ def _affordable_steps(session: Session, continuation: Continuation, overhead_s: 
     seconds_per_step = parent.stage_seconds["train"] / parent.plan.training.steps
     seconds = min(continuation.seconds - overhead_s, training_time_left_s(session, overhead_s))
     return int(seconds / seconds_per_step)
-
-
-def _enqueue(session: Session, plans: Sequence[NamedPlan], origin: str, is_guided: bool) -> None:
-    """Enqueue what is not yet: a death in between must neither lose a plan nor enqueue it twice.
-
-    Args:
-        is_guided: whether the study's variables are the guide's, in which no given plan can be expressed.
-    """
-    with exclusive(session.run.root / "ask.lock"):
-        known = {t.user_attrs.get("name") for t in session.study.get_trials(deepcopy=False)}
-        for named in plans:
-            if named.name in known:
-                continue
-            trains = not is_guided or named.plan.training.steps == 0
-            attributes: dict[str, Any] = {"plan": named.plan.model_dump_json(), "origin": origin, "name": named.name}
-            attributes["rung"] = "train" if trains else "estimate"
-            params = None if is_guided else named.params
-            outside = {} if params is not None else {"outside": True}
-            session.study.enqueue_trial(params or {}, user_attrs=attributes | outside)
 
 
 def measure_test(session: Session) -> None:

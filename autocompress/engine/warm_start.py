@@ -30,8 +30,8 @@ SECTIONS = ("model", "data", "task", "training", "space", "target")
 """What two studies must share for the one to begin with what the other has found; seeds and limits may differ."""
 
 
-def solver_plans(guide: Guide) -> Iterator[NamedPlan]:
-    """For a few targets the shrunken base and the member of the model space that the tables think best."""
+def solver_plans(guide: Guide, family: str) -> Iterator[NamedPlan]:
+    """For a few targets the shrunken base, or the member of the model space, that the tables think best."""
     speedup, smaller = guide.easiest()
     low, high = guide.bits_range()
     section = guide.space.section
@@ -43,18 +43,19 @@ def solver_plans(guide: Guide) -> Iterator[NamedPlan]:
         relation_weight=section.relation_weight[0],
     )
     speedups = [speedup * faster for faster in SPEEDUPS]
-    members = space_front(guide, speedups, guide.space.seed) if "space" in guide.families else []
+    members = space_front(guide, speedups, guide.space.seed) if family == "space" else []
     seen: list[Plan] = []
-    for place, faster in enumerate(speedups):
+    for place, faster in enumerate(speedups[: len(members)] if family == "space" else speedups):
         for factor in FACTORS:
             targets = Targets(faster, smaller * factor, (low * high) ** 0.5)
-            plans = [guide.base_plan(targets, distillation, 0)] if section.base else []
-            plans += [guide.space_plan(m, PruningSpec(), targets, distillation, 0) for m in members[place : place + 1]]
-            for plan in plans:
-                if plan not in seen:  # a small network has few
-                    seen.append(plan)
-                    name = f"solver, {faster:.1f}x faster and {targets.smaller:.1f}x smaller"
-                    yield NamedPlan(name, plan, None)
+            if family == "base":
+                plan = guide.base_plan(targets, distillation, 0)
+            else:
+                plan = guide.space_plan(members[place], PruningSpec(), targets, distillation, 0)
+            if plan not in seen:  # a small network has few
+                seen.append(plan)
+                name = f"solver, {family}, {faster:.1f}x faster and {targets.smaller:.1f}x smaller"
+                yield NamedPlan(name, plan, None)
 
 
 def train_digest(data: TaskData) -> str:

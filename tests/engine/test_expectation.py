@@ -26,6 +26,9 @@ from autocompress.engine.expectation import (
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 
 TOTAL = 100_000
+FLOOR = -2.0
+USUAL = {"base": 50, "space": 50}
+CURVES = Curves({"base": 0.5, "space": 0.5}, USUAL, lambda _: FLOOR, lambda _: 1.0)
 
 
 def pair(
@@ -58,14 +61,14 @@ def pairs(count: int, share: float, offset: float, of_space: float = 0.0, famili
 
 
 def test_without_pairs_a_part_of_the_drop_is_expected_to_stay() -> None:
-    expectation = fit_expectation([])
+    expectation = fit_expectation([], CURVES)
     assert expectation == Expectation(KEPT_SHARE, 0.0, 0.0)
     assert expectation.drop_points(4.0, "base") == expectation.drop_points(4.0, "space") == 4.0 * KEPT_SHARE
 
 
 @pytest.mark.parametrize(("share", "offset"), [(0.2, 0.3), (0.8, -0.5), (0.5, 2.0)])
 def test_a_line_is_found_again_from_many_pairs(share: float, offset: float) -> None:
-    found = fit_expectation(pairs(200, share, offset))
+    found = fit_expectation(pairs(200, share, offset), CURVES)
     assert found.share == pytest.approx(share, abs=0.05)
     assert found.offset == pytest.approx(offset, abs=0.25)
     for shared in (0.0, 5.0, 12.0):
@@ -73,37 +76,57 @@ def test_a_line_is_found_again_from_many_pairs(share: float, offset: float) -> N
 
 
 def test_each_family_has_an_offset_of_its_own() -> None:
-    found = fit_expectation(pairs(200, 0.4, 0.2, of_space=3.0, families="base space"))
+    found = fit_expectation(pairs(200, 0.4, 0.2, of_space=3.0, families="base space"), CURVES)
     assert found.drop_points(5.0, "space") - found.drop_points(5.0, "base") == pytest.approx(3.0, abs=0.3)
 
 
 def test_a_few_pairs_move_the_prior_only_a_little() -> None:
-    few, many = (fit_expectation(pairs(count, 0.1, 0.0)).share for count in (1, 60))
+    few, many = (fit_expectation(pairs(count, 0.1, 0.0), CURVES).share for count in (1, 60))
     assert KEPT_SHARE > few > many > 0.05
 
 
 def test_a_greater_drop_never_promises_a_smaller_one() -> None:
-    assert fit_expectation(pairs(50, -2.0, 10.0)).share >= 0.0
+    assert fit_expectation(pairs(50, -2.0, 10.0), CURVES).share >= 0.0
+
+
+@pytest.mark.parametrize("family", ["base", "space"])
+def test_a_file_of_other_steps_says_what_the_usual_ones_would_have_left(family: str) -> None:
+    """Files of one curve, trained for other lengths, teach the same as if all had the usual steps."""
+    usual = [c for k in range(40) for c in pair(k, 1.0 + k % 10, 0.4 * (1.0 + k % 10), family)]
+    long = [
+        c
+        if c.measurement is None
+        else file_after(c, 4 * USUAL[family], FLOOR + (0.4 * (1.0 + c.trial // 2 % 10) - FLOOR) / 2)
+        for c in usual
+    ]
+    asked, told = fit_expectation(usual, CURVES), fit_expectation(long, CURVES)
+    for shared in (1.0, 5.0, 10.0):
+        assert told.drop_points(shared, family) == pytest.approx(asked.drop_points(shared, family), abs=0.01)
+
+
+def file_after(candidate: Candidate, steps: int, drop_points: float) -> Candidate:
+    """The file after other steps, with another drop."""
+    measurement = pair(0, 1.0, drop_points)[1].measurement
+    plan = candidate.plan.model_copy(update={"training": TrainingSpec(steps=steps)})
+    return candidate.model_copy(update={"plan": plan, "measurement": measurement})
 
 
 def test_only_promoted_estimates_are_pairs() -> None:
     others = pair(0, 4.0, 9.0, origin=Origin.CONTINUED)
     unmeasured = [c.model_copy(update={"measurement": None}) for c in pair(1, 4.0, 9.0)]
     orphan = pair(2, 4.0, 9.0)[1:]
-    assert fit_expectation([*others, *unmeasured, *orphan]) == Expectation(KEPT_SHARE, 0.0, 0.0)
+    assert fit_expectation([*others, *unmeasured, *orphan], CURVES) == Expectation(KEPT_SHARE, 0.0, 0.0)
 
 
 def test_trained_networks_with_other_bits_are_no_pairs() -> None:
     estimate, file = pair(5, 4.0, 9.0)
     with_parent = estimate.model_copy(update={"parent": 3, "origin": Origin.MUTATED})
-    assert fit_expectation([with_parent, file]) == Expectation(KEPT_SHARE, 0.0, 0.0)
+    assert fit_expectation([with_parent, file], CURVES) == Expectation(KEPT_SHARE, 0.0, 0.0)
 
 
 # Training on
 
 
-FLOOR = -2.0
-CURVES = Curves({"base": 0.5, "space": 0.5}, lambda _: FLOOR, lambda _: 1.0)
 FILE = pair(0, 4.0, 1.0)[1]
 
 
@@ -153,7 +176,7 @@ def lineage(family: str, drops: list[float], steps: list[int], first: int = 0) -
 
 
 def exponents_of(candidates: list[Candidate]) -> Mapping[str, float]:
-    return fit_curves(candidates, lambda _: FLOOR, lambda _: 1.0).exponents
+    return fit_curves(candidates, USUAL, lambda _: FLOOR, lambda _: 1.0).exponents
 
 
 def test_without_a_training_that_went_on_the_prior_counts() -> None:
@@ -170,7 +193,7 @@ def test_exponents_come_near_the_curve_that_was_seen(family: str) -> None:
     assert found[family] == pytest.approx((EXPONENTS[family] + 7) / 8, abs=0.02)
     (other,) = set(EXPONENTS) - {family}
     assert found[other] == EXPONENTS[other]
-    curve = Curves({family: 1.0}, lambda _: FLOOR, lambda _: 1.0)
+    curve = Curves({family: 1.0}, USUAL, lambda _: FLOOR, lambda _: 1.0)
     assert curve.drop_after(lineage(family, drops, steps)[0], drops[0], 10.0, 10.0) == pytest.approx(drops[1])
 
 

@@ -370,6 +370,19 @@ def test_both_families_are_estimated(prepared: RunFolder, tmp_path: Path) -> Non
     assert {c.plan.architecture.family for c in estimates(candidates)} == {"base", "space"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_death_while_a_family_joins_does_not_keep_it_out(moment: str, prepared: RunFolder, tmp_path: Path) -> None:
+    replaced = {"sparsity = [0.0, 0.5]\n[target]": f"sparsity = [0.0, 0.5]{MODEL_SPACE}"}
+    config = study(tmp_path, 8, **replaced)
+    run = copied(prepared, tmp_path / "run", config)
+    process = start(tmp_path, run, 8, f"ladder:Ladder.join_:1:{moment}")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, errors
+    search(config, run.root, Bounded())
+    assert {c.plan.architecture.family for c in estimates(check_whole(run, config))} == {"base", "space"}
+
+
 # Processes
 
 

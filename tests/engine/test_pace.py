@@ -7,34 +7,41 @@ from typing import cast
 
 import pytest
 
-from autocompress.candidate import Candidate, Origin, State
+from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.pace import LEAST_CYCLES, SHARES, first_trained, in_order_of_need
-from autocompress.plan import Plan, TrainingSpec
+from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 
 
-def ladder(shared_s: float) -> Ladder:
+def ladder(shared_s: float, coming: str | None = None) -> Ladder:
     study = SimpleNamespace(timeout_s=3600.0)
     session = SimpleNamespace(polish=False, config=SimpleNamespace(study=study))
     record = {"base": {"cycles": LEAST_CYCLES}}
     shared = SimpleNamespace(seconds=lambda: shared_s, record=lambda: record)
-    return cast(Ladder, SimpleNamespace(session=session, shared=shared, families=("base",)))
+    return cast(Ladder, SimpleNamespace(session=session, shared=shared, families=("base",), next_family=lambda: coming))
 
 
 def took(
-    trial: int, seconds: float, origin: Origin, state: State = State.COMPLETE, began: float | None = None
+    trial: int,
+    seconds: float,
+    origin: Origin,
+    state: State = State.COMPLETE,
+    began: float | None = None,
+    family: str = "base",
 ) -> Candidate:
     start = 100.0 * trial if began is None else began
-    plan = Plan(training=TrainingSpec(steps=100))
+    plan = Plan(architecture=ArchitectureSpec(family=family), training=TrainingSpec(steps=100))
     return Candidate(trial=trial, origin=origin, state=state, plan=plan, started_s=start, finished_s=start + seconds)
 
 
-def test_the_first_trained_is_the_first_file_and_not_what_failed_before_it() -> None:
+def test_the_first_trained_of_a_family_is_its_first_file_and_not_what_failed_before_it() -> None:
     failed = took(1, 5.0, Origin.PROMOTED, State.OVER_LIMIT)
     later, first = took(2, 30.0, Origin.PROMOTED, began=900.0), took(3, 300.0, Origin.PROMOTED, began=300.0)
     enqueued = took(0, 10.0, Origin.ENQUEUED)
-    assert first_trained([enqueued, failed]) is None
-    assert first_trained([enqueued, failed, later, first]) is first
+    student = took(4, 300.0, Origin.PROMOTED, began=600.0, family="space")
+    assert first_trained([enqueued, failed]) == {}
+    assert first_trained([enqueued, failed, later, first]) == {"base": first}
+    assert first_trained([student, later, first]) == {"base": first, "space": student}
 
 
 @pytest.mark.parametrize("behind", SHARES)
@@ -47,6 +54,15 @@ def test_what_lags_most_behind_its_share_is_next(behind: str) -> None:
         took(3, spent["promote"], Origin.PROMOTED),
     ]
     assert in_order_of_need(ladder(spent["share"]), candidates, 0.5)[0] == behind
+
+
+def test_a_family_joins_when_one_of_the_family_before_it_was_promoted() -> None:
+    scored = Estimate(size_ratio=0.1, latency_ratio=0.1, divergence=1.0, shared_drop_points=5.0, drop_points=1.0)
+    waits = took(0, 1.0, Origin.SAMPLED, State.ESTIMATED).model_copy(update={"estimate": scored})
+    assert in_order_of_need(ladder(20.0, "space"), [waits], 0.05)[:2] == ["promote", "join"]
+    tried = [waits, took(1, 300.0, Origin.PROMOTED)]
+    assert in_order_of_need(ladder(20.0, "space"), tried, 0.2)[0] == "join"
+    assert "join" not in in_order_of_need(ladder(20.0), tried, 0.2)
 
 
 def test_a_long_first_training_does_not_use_up_the_time_of_short_ones() -> None:

@@ -31,7 +31,7 @@ points_of = st.lists(grid.map(lambda p: (p[0] / 4, p[1] / 4, p[2] / 4)), min_siz
 SECONDS = 60.0
 
 
-CURVES = Curves(EXPONENTS, lambda _: -2.0, lambda _: 0.1)
+CURVES = Curves(EXPONENTS, {"base": 100.0, "space": 200.0}, lambda _: -2.0, lambda _: 0.1)
 
 
 def short_s(newcomer: Candidate) -> float:
