@@ -20,4 +20,8 @@ class StageClock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.charge(name, time.perf_counter() - start)
+
+    def charge(self, name: str, seconds: float) -> None:
+        """Add seconds to a stage, or with a negative sign take them from it."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds

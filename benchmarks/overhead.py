@@ -18,7 +18,7 @@ import numpy as np
 from autocompress.candidate import Candidate, State
 from autocompress.engine.run_folder import open_run, read_candidates, read_facts
 
-WORK = ("train", "calibrate", "evaluate", "time")
+WORK = ("train", "teach", "calibrate", "evaluate", "time")
 BOOKKEEPING = "bookkeeping"
 
 

@@ -46,8 +46,9 @@ from autocompress.engine.run_folder import (
 from autocompress.engine.samplers import make_sampler
 from autocompress.engine.session import Session, make_space
 from autocompress.engine.space import Draw, PerLayer, Space, obvious_plans
+from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.study import LEAST_STEPS
-from autocompress.engine.time_left import training_time_left_s
+from autocompress.engine.time_left import overhead_s, training_time_left_s
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import working
 from autocompress.file_lock import exclusive
@@ -342,13 +343,13 @@ def _distillation_part(session: Session, found: Sequence[Candidate]) -> Part | N
     first, timeout = _next_number(session, PARTS[1]), _timeout_s(session)
     seconds = timeout / 3 / DISTILLATION_TRIALS
 
-    def affordable_steps(parent: Candidate) -> int:
-        rest_s = _untrained_s(parent)
+    def steps_of(parent: Candidate) -> int:
+        rest_s = overhead_s([parent])
         # a training is at least half of its trial, however short the part
         own_s = min(max(seconds - rest_s, rest_s), training_time_left_s(session, rest_s))
-        return int(own_s / _seconds_per_step(session, parent))
+        return affordable_steps(session.bench, own_s, _seconds_per_step(session, parent))
 
-    space = DistillationSpace(session.space, parents, _starts(session, parents), affordable_steps)
+    space = DistillationSpace(session.space, parents, _starts(session, parents), steps_of)
     own = replace(session, study=_part_study(session.run, PARTS[2], first), suggests=space)
     defaults = DistillationSpec()
     params = {
@@ -359,15 +360,10 @@ def _distillation_part(session: Session, found: Sequence[Candidate]) -> Part | N
     enqueued = [Decision(f"longer training of trial {name}", {"family": name} | params, {}) for name in parents]
 
     def has_time(_: Sequence[Candidate]) -> bool:
-        worth_it = min(affordable_steps(parent) for parent in parents.values()) >= LEAST_STEPS
+        worth_it = min(steps_of(parent) for parent in parents.values()) >= LEAST_STEPS
         return worth_it and timeout - session.elapsed_s() >= seconds / 2
 
     return Part(own, first, parents, enqueued, has_time)
-
-
-def _untrained_s(candidate: Candidate) -> float:
-    """What a trial of this plan takes besides training."""
-    return candidate.finished_s - candidate.started_s - candidate.stage_seconds["train"]
 
 
 def _seconds_per_step(session: Session, parent: Candidate) -> float:

@@ -16,6 +16,7 @@ from benches import make_bench
 from torch import nn
 
 from autocompress.analysis import analyse
+from autocompress.compression.distillation import Acceleration, Teacher
 from autocompress.compression.quantization import integer_weights
 from autocompress.data.task import TaskData
 from autocompress.deploy.encoding import count_fused, unpack_weights
@@ -26,6 +27,7 @@ from autocompress.pipeline import (
     answers,
     build_network,
     draft,
+    faster_teacher,
     finish,
     least_size_bytes,
     parity,
@@ -315,8 +317,41 @@ def test_a_diverged_training_fails_the_trial(bench: Bench, tmp_path: Path) -> No
 
 
 def test_the_stages_are_timed(mixed: Made) -> None:
-    assert mixed.clock.seconds.keys() == {"export", "train", "calibrate"}
-    assert all(seconds > 0 for seconds in mixed.clock.seconds.values())
+    assert mixed.clock.seconds.keys() == {"export", "train", "teach", "calibrate"}
+    assert all(seconds > 0 for stage, seconds in mixed.clock.seconds.items() if stage != "teach")
+
+
+def test_the_teachers_answers_are_a_stage_of_their_own_and_known_the_second_time(
+    trained: nn.Module, digits: TaskData, tmp_path: Path
+) -> None:
+    fresh, some = make_bench(trained, digits), plan(dict.fromkeys(LAYERS, Precision.W8A8))
+    assert fresh.teacher is not None
+    clocks = []
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        clocks.append(Made(fresh, some, tmp_path / str(number)).clock)
+    assert fresh.teacher.seconds > 0
+    assert clocks[0].seconds["teach"] == pytest.approx(fresh.teacher.seconds)
+    assert clocks[1].seconds["teach"] == 0
+
+
+def test_a_teacher_without_batch_norms_says_what_the_base_says(trained: nn.Module, digits: TaskData) -> None:
+    fast = faster_teacher(trained, digits)
+    assert fast is not None
+    whole = trace(trained, digits.example_inputs(2))
+    called, left = ({n.target for n in g.graph.nodes if n.op == "call_function"} for g in (whole, fast))
+    assert called - left == {torch.ops.aten.batch_norm.default}
+    before = copy.deepcopy(trained.state_dict())
+    indices = torch.arange(40)
+    inputs = digits.training_inputs(indices, 1)
+    own, folded = (
+        Teacher(trained, digits, 2, Acceleration(), fast=f).outputs(indices, 1, inputs) for f in (None, fast)
+    )
+    for one, other in zip(own, folded, strict=True):
+        assert one.shape[1] > 0
+        torch.testing.assert_close(one, other, rtol=5e-3, atol=5e-3)  # remembered in float16
+    assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    assert faster_teacher(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), digits) is None
 
 
 @pytest.mark.parametrize(

@@ -123,16 +123,30 @@ class Teacher:
     Views are fixed functions of the example, so after the first trials the teacher costs nothing. Where
     the table would be larger than ``CACHE_LIMIT_BYTES`` every batch runs the teacher again. What its ``points``
     put out is too much to remember: a training that asks for it runs the teacher too.
+
+    Attributes:
+        seconds: that answers which are remembered have taken.
     """
 
     def __init__(
-        self, model: nn.Module, data: TaskData, views: int, acceleration: Acceleration, points: Points | None = None
+        self,
+        model: nn.Module,
+        data: TaskData,
+        views: int,
+        acceleration: Acceleration,
+        points: Points | None = None,
+        fast: nn.Module | None = None,
     ) -> None:
+        """``fast`` answers in the model's place: the same function, in a form without points that takes less time."""
         self._data, self._acceleration = data, acceleration
+        self.seconds, self._answers = 0.0, 0
         # the base itself stays where it is: students are copied from it
         on_cpu = acceleration.device == "cpu"
         self._model = model.eval() if on_cpu else copy.deepcopy(model).eval().to(acceleration.device)
         self.points = (points or Points()).within(model)
+        self._fast = self._model if fast is None or not on_cpu else fast.eval()
+        if self._fast is not self._model and acceleration.channels_last:
+            self._fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         logits, features = self._run(data.training_inputs(torch.arange(1), 0))
         self._output_shape = logits.shape[1:]
         self._width = logits[0].numel()
@@ -146,6 +160,13 @@ class Teacher:
         """Whether a view costs the teacher's time only once."""
         return self._table is not None
 
+    def expected_seconds(self, views: int, examples: int) -> float:
+        """What a training on so many examples in the first ``views`` views waits for answers that are not known yet."""
+        if self._table is None or not self._answers:
+            return 0.0
+        missing = int(self._table[:views, :, 0].isnan().sum())
+        return min(missing, examples) * self.seconds / self._answers
+
     def outputs(self, indices: Tensor, view: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Outputs (batch, ...) and features (batch, width) in float32 for the given train rows."""
         if self._table is None:
@@ -153,6 +174,7 @@ class Teacher:
         known = self._table[view, indices]
         missing = known[:, 0].isnan()
         if missing.any():
+            began = time.perf_counter()
             rows = tuple(x[missing] for x in inputs)
             if len(rows[0]) == 1:
                 # a single row meets other kernels, whose last bits differ; answers must not depend on who asks first
@@ -161,6 +183,8 @@ class Teacher:
             fresh = torch.cat([logits.reshape(len(logits), -1), features], dim=1)[: int(missing.sum())].cpu()
             known[missing] = fresh.to(known.dtype)
             self._table[view, indices[missing]] = fresh.to(known.dtype)
+            self._answers += len(fresh)
+            self.seconds += time.perf_counter() - began
         known = known.float()
         return known[:, : self._width].reshape(-1, *self._output_shape), known[:, self._width :]
 
@@ -171,8 +195,8 @@ class Teacher:
         return found
 
     def _run(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), self._acceleration.autocast(), captured_features(self._model) as features:
-            logits = call(self._model, self._acceleration.layout(inputs)).float()
+        with torch.no_grad(), self._acceleration.autocast(), captured_features(self._fast) as features:
+            logits = call(self._fast, self._acceleration.layout(inputs)).float()
         pooled = pooled_features(features[-1].float()) if features else logits.new_zeros(len(logits), 0)
         return logits, pooled
 
@@ -241,11 +265,11 @@ def index_stream(
 
 
 def worthwhile_views(views: int, epochs: float) -> int:
-    """Of so many views, those that a training should use: it sees each four times, and has two at least.
+    """Of so many views, those that a training should use: it sees each four times.
 
     A new view costs the teacher's time, which for a small student is as much as its own (docs/log.md).
     """
-    return min(views, max(2, int(epochs / 4)))
+    return min(views, max(1, math.ceil(epochs / 4)))
 
 
 def train_(

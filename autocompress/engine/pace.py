@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
+from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import training_time_left_s
 from autocompress.plan import Plan
 
@@ -107,4 +108,4 @@ def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, se
     if ladder.session.config.study.timeout_s is None:
         return plan.training.steps * (1 if action == "promote" else LONGER)
     step = ladder.step_time(candidates, plan.architecture.family)
-    return int(seconds / step.seconds(ladder.predictor.macs(plan)))
+    return affordable_steps(ladder.session.bench, seconds, step.seconds(ladder.predictor.macs(plan)))

@@ -219,4 +219,4 @@ def _trial_seconds(run: RunFolder, bench: Bench, plan: Plan, config: StudyConfig
     measure_latency(path, run.baseline / "model.onnx", bench.data, config.target)
     whole = time.perf_counter() - started
     steps = max(1, short.training.steps)
-    return whole + clock.seconds["train"] * (plan.training.steps - steps) / steps
+    return whole + (clock.seconds["train"] + clock.seconds["teach"]) * (plan.training.steps - steps) / steps

@@ -34,6 +34,7 @@ from autocompress.compression.elastic import (
     with_one_rounded,
 )
 from autocompress.engine.run_folder import RunFolder, write_json
+from autocompress.engine.step_time import affordable_steps
 from autocompress.errors import TrialFailed
 from autocompress.file_lock import exclusive
 from autocompress.layers import call
@@ -108,8 +109,8 @@ class Shared:
             begun = time.perf_counter()
             members = list(self._members(plans, shared))
             per_step = mine["seconds_per_step"]
-            steps = max(FIRST_STEPS, int(seconds / per_step)) if per_step else FIRST_STEPS
-            trained = time.perf_counter()
+            steps = max(FIRST_STEPS, affordable_steps(self.bench, seconds, per_step)) if per_step else FIRST_STEPS
+            trained, taught_s = time.perf_counter(), self._taught_s()
             try:
                 train_(
                     Elastic(shared, members, self.seed + int(mine["cycles"])),
@@ -123,16 +124,20 @@ class Shared:
             except TrialFailed:  # diverged: the next cycle, with other examples, starts from what is on disk
                 del self.weights[family]
             ended = time.perf_counter()
+            taught_s = self._taught_s() - taught_s
             record[family] = {
                 "cycles": mine["cycles"] + 1,
                 "steps": mine["steps"] + steps,
                 "seconds": mine["seconds"] + ended - begun,
-                "seconds_per_step": (ended - trained) / steps,
+                "seconds_per_step": (ended - trained - taught_s) / steps,
                 "macs": macs,
             }
             write_json(self.folder / "progress.json", record)
             self._known[family] = int(record[family]["cycles"])
             self._bit_errors.clear()
+
+    def _taught_s(self) -> float:
+        return 0.0 if self.bench.teacher is None else self.bench.teacher.seconds
 
     def _members(self, plans: Sequence[Plan], shared: SharedWeights) -> Iterator[Member]:
         """All that can share; the first one decides what shapes are shared."""

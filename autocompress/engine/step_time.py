@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
+from autocompress.compression.distillation import worthwhile_views
+from autocompress.pipeline import Bench
+
 FIXED_SHARE = 0.25
 """Of the usual step, before networks of different sizes were trained; weighs as much as one of them."""
 
@@ -27,6 +30,16 @@ class StepTime:
     def seconds(self, macs: float) -> float:
         """Of one step."""
         return self.fixed_s + self.per_mac_s * macs
+
+
+def affordable_steps(bench: Bench, seconds: float, seconds_per_step: float) -> int:
+    """Steps that fit into a time in which the teacher also gives the answers that it has not given yet."""
+    steps, settings = max(0.0, seconds) / seconds_per_step, bench.training
+    if bench.teacher is not None:
+        examples = steps * settings.batch_size
+        views = worthwhile_views(settings.views, examples / len(bench.data.train))
+        steps -= min(steps, bench.teacher.expected_seconds(views, round(examples)) / seconds_per_step)
+    return int(steps)
 
 
 def fit_step_time(seen: Sequence[tuple[float, float]]) -> StepTime:

@@ -44,6 +44,7 @@ from autocompress.engine.run_folder import (
 from autocompress.engine.samplers import START_UP_TRIALS, parametrisation
 from autocompress.engine.session import Session, ask, enqueue, make_space, open_study, reach, running_trials
 from autocompress.engine.space import PerLayer, obvious_plans
+from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import overhead_s, training_time_left_s
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import sweep, working
@@ -233,7 +234,7 @@ def _affordable_steps(session: Session, continuation: Continuation, overhead_s: 
         return parent.plan.training.steps * 3
     seconds_per_step = parent.stage_seconds["train"] / parent.plan.training.steps
     seconds = min(continuation.seconds - overhead_s, training_time_left_s(session, overhead_s))
-    return int(seconds / seconds_per_step)
+    return affordable_steps(session.bench, seconds, seconds_per_step)
 
 
 def measure_test(session: Session) -> None:

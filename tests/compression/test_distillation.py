@@ -31,6 +31,7 @@ from autocompress.compression.distillation import (
     index_stream,
     mark_features_,
     train_,
+    worthwhile_views,
 )
 from autocompress.compression.quantization import attach_weight_quantizers_
 from autocompress.data.task import Split, TaskData
@@ -226,6 +227,40 @@ def test_a_table_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
     assert [len(batch) for batch in model.batches] == [10, 10, 10]
     with torch.no_grad():
         assert torch.equal(found, model(*data.training_inputs(indices, 0)))
+
+
+def test_a_faster_form_answers_in_the_teachers_place() -> None:
+    data, model, fast = ring_task(), network(), network()
+    teacher = Teacher(model, data, views=1, acceleration=Acceleration(), fast=fast)
+    model.batches.clear()
+    indices = torch.arange(24)
+    inputs = data.training_inputs(indices, 0)
+    found, features = teacher.outputs(indices, 0, inputs)
+    assert not model.batches and len(fast.batches[-1]) == 24
+    with torch.no_grad():
+        torch.testing.assert_close(features, model.body(*inputs), rtol=2e-3, atol=1e-3)  # float16
+        torch.testing.assert_close(found, model(*inputs), rtol=2e-3, atol=1e-3)
+
+
+def test_a_teacher_knows_how_long_it_keeps_a_training_waiting() -> None:
+    data = ring_task()
+    rows = len(data.train)
+    teacher = Teacher(network(), data, views=2, acceleration=Acceleration())
+    assert teacher.expected_seconds(1, rows) == 0.0  # nothing was timed yet
+    teacher.outputs(torch.arange(32), 0, data.training_inputs(torch.arange(32), 0))
+    each = teacher.seconds / 32
+    assert teacher.expected_seconds(1, 10**6) == pytest.approx(each * (rows - 32))
+    assert teacher.expected_seconds(2, 10**6) == pytest.approx(each * (2 * rows - 32))
+    assert teacher.expected_seconds(1, 20) == pytest.approx(each * 20)
+    before = teacher.seconds
+    teacher.outputs(torch.arange(32), 0, data.training_inputs(torch.arange(32), 0))
+    assert teacher.seconds == before  # known by now
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(0.5, 1), (4.0, 1), (4.1, 2), (12.0, 3), (100.0, 8)])
+def test_each_view_is_seen_four_times(epochs: float, expected: int) -> None:
+    assert worthwhile_views(8, epochs) == expected
+    assert worthwhile_views(1, epochs) == 1
 
 
 def test_a_network_without_a_linear_layer_has_no_features() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from benches import make_bench
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from autocompress.engine.step_time import FIXED_SHARE, fit_step_time
+from autocompress.data.task import TaskData
+from autocompress.engine.step_time import FIXED_SHARE, affordable_steps, fit_step_time
 
 MACS = st.floats(1e3, 1e12)
 SECONDS = st.floats(1e-4, 10.0)
@@ -38,3 +42,20 @@ def test_more_multiplications_never_take_less_time(seen: list[tuple[float, float
 def test_a_tiny_network_does_not_make_as_many_more_steps_as_it_has_fewer_multiplications() -> None:
     found = fit_step_time([(5e7, 0.07)])
     assert found.seconds(5e6) > 0.07 / 4
+
+
+def test_what_the_teacher_still_has_to_answer_is_taken_from_the_time(trained: nn.Module, digits: TaskData) -> None:
+    bench = make_bench(trained, digits)
+    settings = bench.training
+    assert affordable_steps(bench, 10.0, 0.5) == 20  # the teacher was not timed yet
+    assert bench.teacher is not None
+    indices = torch.arange(32)
+    bench.teacher.outputs(indices, 0, digits.training_inputs(indices, 0))
+    waits_s = bench.teacher.expected_seconds(1, 20 * settings.batch_size)
+    assert waits_s > 0
+    assert affordable_steps(bench, 20.5 * waits_s, 1.025 * waits_s) == 19
+    assert affordable_steps(bench, waits_s / 2, waits_s / 40) == 0
+
+
+def test_no_time_has_no_steps(trained: nn.Module, digits: TaskData) -> None:
+    assert affordable_steps(make_bench(trained, digits), -3.0, 0.5) == 0
