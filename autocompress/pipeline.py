@@ -232,10 +232,14 @@ def _teaching(bench: Bench, clock: StageClock) -> Iterator[None]:
 
 
 def faster_teacher(base: nn.Module, data: TaskData) -> nn.Module | None:
-    """A network with the base's answers and its batch norms folded; None where there is none to fold."""
+    """A network with the base's answers and its batch norms folded; None where there is none to fold, or no graph."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in base.modules()):
         return None
-    folded = deployable_of(base, trace(base.eval(), data.example_inputs(2), data.axes), {})
+    try:
+        traced = trace(base.eval(), data.example_inputs(2), data.axes)
+    except ModelError:  # each trial will say so
+        return None
+    folded = deployable_of(base, traced, {})
     mark_features_(folded, classifier_name(base))
     return folded
 
