@@ -201,7 +201,8 @@ def finish(
     """
     quantized = any(p.weight_bits for p in plan.quantization.precisions.values())
     settings = bench.training
-    share = settings.quantized_fraction if quantized else 0.0
+    wished = plan.training.quantized_fraction
+    share = (settings.quantized_fraction if wished is None else wished) if quantized else 0.0
     quantized_steps = min(round(plan.training.steps * share), QUANTIZED_STEPS)
     full_rate = plan.training.learning_rate or settings.peak_rate(plan.architecture.family)
     with clock.stage("train"), _teaching(bench, clock):

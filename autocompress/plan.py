@@ -112,12 +112,14 @@ class TrainingSpec(_Spec):
 
     ``start`` is the SHA-256 of the checkpoint the training starts from (the base's weights, or the
     float weights of the trial that is continued). ``learning_rate`` is the peak rate; None for that of the
-    study for what starts as this family does.
+    study for what starts as this family does. ``quantized_fraction`` is the last part of the steps that has fake
+    quantisation; None for that of the study.
     """
 
     steps: int = Field(default=0, ge=0)
     start: str = ""
     learning_rate: float | None = Field(default=None, gt=0)
+    quantized_fraction: float | None = Field(default=None, ge=0, le=1)
 
 
 class Plan(_Spec):

@@ -76,6 +76,8 @@ MINUTES = 45.0
 TUNE_SEED = 100
 TUNE_MINUTES = 15.0
 BUDGETS = (350, 700, 1400, 2800)
+FOLDERS = {"--data": "DIR", "--out": "OUT"}
+"""Options whose values are folders of one machine, and what is kept of them."""
 
 # Running
 
@@ -185,10 +187,16 @@ def measured_file(
 
 def _begin_sitting(folder: Path) -> int:
     sittings = read_sittings(folder)
-    command = shlex.join(["python", "-m", "benchmarks.search_efficiency", *sys.argv[1:]])
-    began = Sitting(began=now(), command=command, commit=git_commit(), load=os.getloadavg()[0])
+    began = Sitting(began=now(), command=kept_command(sys.argv[1:]), commit=git_commit(), load=os.getloadavg()[0])
     _write_sittings(folder, [*sittings, began])
     return len(sittings)
+
+
+def kept_command(options: Sequence[str]) -> str:
+    """The command line to give anywhere: without the folders of this machine."""
+    split = [part for option in options for part in (option.split("=", 1) if option.startswith("--") else [option])]
+    told = [FOLDERS.get(before, part) for before, part in zip(["", *split], split, strict=False)]
+    return shlex.join(["python", "-m", "benchmarks.search_efficiency", *told])
 
 
 def _end_sitting(folder: Path, number: int, wall_s: float, cpu_s: float) -> None:
@@ -252,7 +260,7 @@ def _run_apart(
 ) -> None:
     command = [sys.executable, "-m", "benchmarks.search_efficiency", "run", "--engine", engine, "--seed", str(seed)]
     command += ["--out", str(out.resolve()), "--minutes", str(minutes), "--limits", arguments.limits]
-    command += ["--study", str(arguments.study.resolve())]
+    command += ["--study", os.path.relpath(arguments.study.resolve(), ROOT)]
     command += ["--data", str(Path(arguments.data).resolve())] if arguments.data else []
     command += ["--steps", str(steps)] if steps else []
     subprocess.run(command, check=True, cwd=ROOT)

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from benches import make_bench
+from safetensors.torch import load_file
 from torch import nn
 
 from autocompress.analysis import analyse
@@ -221,6 +222,19 @@ def test_a_long_quantised_phase_wins_back_what_rounding_costs(bench: Bench, tmp_
     )
     before, after = (answers(bench, m.path, bench.data.validation, m.plan).mean() for m in (rounded, trained))
     assert before < after > 0.95
+
+
+def test_a_plan_says_how_much_of_its_training_is_quantised(bench: Bench, tmp_path: Path) -> None:
+    low = plan(dict.fromkeys(LAYERS, Precision.W4A8), steps=12)
+    start, made_of = bench.base.state_dict(), {}
+    for fraction in (0.0, None, 1.0):
+        training = low.training.model_copy(update={"quantized_fraction": fraction})
+        made = Made(bench, low.model_copy(update={"training": training}), tmp_path / str(fraction))
+        moved = any(not torch.equal(value, start[name]) for name, value in load_file(made.checkpoint).items())
+        made_of[fraction] = (moved, made.bytes)
+    # the checkpoint is that of the float phase: where all steps are quantised, the start's
+    assert [moved for moved, _ in made_of.values()] == [True, True, False]
+    assert len({file for _, file in made_of.values()}) == 3
 
 
 def test_nothing_half_written_stays(mixed: Made) -> None:

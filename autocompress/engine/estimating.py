@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import optuna
 
@@ -10,9 +11,10 @@ from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.engine.expectation import KEPT_OF_CHANGE, can_go_on, fit_expectation
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.limits import describe_broken, latency_violations, size_violations
-from autocompress.engine.mutation import mutated
+from autocompress.engine.mutation import in_fewer_bits, mutated
+from autocompress.engine.pace import trained_for_long
 from autocompress.engine.run_folder import read_candidates
-from autocompress.engine.session import Session, ask
+from autocompress.engine.session import Session, ask, running_trials
 from autocompress.engine.trial import Current, Result, describe, plan_of
 from autocompress.file_lock import exclusive
 from autocompress.plan import Plan
@@ -35,13 +37,41 @@ def new_estimate(ladder: Ladder, candidates: Sequence[Candidate]) -> optuna.Tria
             number = len(session.study.get_trials(deepcopy=False))
             found = mutated(candidates, ladder.guide, session.config.study.seed + number)
             if found is not None:
-                plan, parent = found
-                attributes = {"plan": plan.model_dump_json(), "origin": "mutated", "rung": "estimate", "outside": True}
-                # what only takes away from a trained network begins with its weights
-                begins = can_go_on(parent) and ladder.shared.inherited(plan, parent) is not None
-                attributes |= {"parent": parent.trial} if begins else {}
-                session.study.enqueue_trial({}, user_attrs=attributes)
+                _enqueue_changed(ladder, *found)
         return ask(session, START_UP_ESTIMATES)
+
+
+def estimate_in_fewer_bits(ladder: Ladder, candidates: Sequence[Candidate]) -> optuna.Trial | None:
+    """A trial to estimate: the network that was trained for long last, in fewer bits; None where none is left.
+
+    A short training makes a much smaller file of it, which would otherwise be left to chance.
+    """
+    session = ladder.session
+    trained = [c for c in trained_for_long(candidates) if can_go_on(c)]
+    if not trained:
+        return None
+    parent = max(trained, key=lambda c: c.finished_s)
+    with exclusive(session.run.root / "ask.lock"):
+        running = [t.user_attrs["plan"] for t in running_trials(session) if "plan" in t.user_attrs]
+        known = [*(c.plan for c in candidates), *(Plan.model_validate_json(text) for text in running)]
+        plan = in_fewer_bits(parent, ladder.guide, known)
+        if plan is None:
+            return None
+        _enqueue_changed(ladder, plan, parent)
+        return ask(session, START_UP_ESTIMATES)
+
+
+def _enqueue_changed(ladder: Ladder, plan: Plan, parent: Candidate) -> None:
+    attributes: dict[str, Any] = {
+        "plan": plan.model_dump_json(),
+        "origin": "mutated",
+        "rung": "estimate",
+        "outside": True,
+    }
+    # what only takes away from a trained network begins with its weights
+    begins = can_go_on(parent) and ladder.shared.inherited(plan, parent) is not None
+    attributes |= {"parent": parent.trial} if begins else {}
+    ladder.session.study.enqueue_trial({}, user_attrs=attributes)
 
 
 def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.Trial) -> Result:

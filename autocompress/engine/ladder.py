@@ -65,6 +65,7 @@ class Ladder:
     def step_time(self, candidates: Sequence[Candidate], family: str) -> StepTime:
         """Of the family's files, else of shared weights."""
         files = [c for c in candidates if c.state is State.COMPLETE and c.plan.training.steps > 0]
+        files = [c for c in files if c.plan.training.quantized_fraction is None]  # whose steps take longer
         record = self.shared.record()
         shared = [record[name] for name in (family, *record) if name in record and record[name]["macs"]]
         own = [c for c in files if c.plan.architecture.family == family] or ([] if shared else files)

@@ -9,12 +9,16 @@ from typing import Any
 
 from autocompress.candidate import Candidate
 from autocompress.engine.guided import KNOTS, Guide
-from autocompress.engine.promotion import climbing_order, leaves, objectives
+from autocompress.engine.promotion import climbing_order, decisions, leaves, objectives
 from autocompress.models import space_labels
 from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, QuantizationSpec
 
 PARENTS = 4
 """Of the best candidates, one is changed."""
+FEWER_BITS = (1.3, 1.7)
+"""How many times smaller files become for which a trained network is rounded to fewer bits."""
+LEAST_SMALLER = 1.1
+"""What a file must become smaller by for that to be worth a try."""
 
 
 def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[Plan, Candidate] | None:
@@ -37,10 +41,30 @@ def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[P
     for change in kinds:
         plan = change(parent.plan, guide, rng)
         if plan is not None and plan != parent.plan:
-            steps = guide.space.steps(plan.architecture.family)
-            training = plan.training.model_copy(update={"steps": steps, "start": guide.space.base_digest})
-            return plan.model_copy(update={"training": training}), parent
+            return _untrained(plan, guide), parent
     return None
+
+
+def in_fewer_bits(parent: Candidate, guide: Guide, known: Sequence[Plan]) -> Plan | None:
+    """A trained plan with fewer bits, for a file smaller by the first of :data:`FEWER_BITS` that is not known yet.
+
+    Args:
+        known: plans that are not worth another estimate.
+    """
+    if len(guide.space.section.precision) < 2 or not parent.plan.quantization.precisions:
+        return None
+    own, seen = guide.predictor.size_ratio(parent.plan), {decisions(plan) for plan in known}
+    for smaller in FEWER_BITS:
+        plan = guide.with_bits(parent.plan, smaller / own, (0.0,) * KNOTS)
+        if guide.predictor.size_ratio(plan) * LEAST_SMALLER <= own and decisions(plan) not in seen:
+            return _untrained(plan, guide)
+    return None
+
+
+def _untrained(plan: Plan, guide: Guide) -> Plan:
+    steps = guide.space.steps(plan.architecture.family)
+    training = plan.training.model_copy(update={"steps": steps, "start": guide.space.base_digest})
+    return plan.model_copy(update={"training": training})
 
 
 def _all_bits(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:

@@ -21,9 +21,12 @@ from autocompress.engine.run_folder import read_candidate, read_candidates
 from autocompress.engine.session import ask
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
-from autocompress.plan import TrainingSpec
+from autocompress.pipeline import QUANTIZED_STEPS
+from autocompress.plan import Plan, TrainingSpec
 
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
+QUANTIZED_STEP = 1.5
+"""Seconds of a quantised step, in those of a whole training's mean step."""
 
 
 def enqueue_training(ladder: Ladder, action: str) -> optuna.Trial | None:
@@ -65,18 +68,19 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
         return None
     origin = Origin.PROMOTED if action == "promote" else Origin.CONTINUED
+    trained = None if action != "promote" or parent.parent is None else read_candidate(session.run, parent.parent)
     start = session.run.checkpoint(parent.trial)
-    if start.is_file():
-        digest = state_digest(load_file(start))
-    else:
-        trained = None if parent.parent is None else read_candidate(session.run, parent.parent)
-        digest = ladder.shared.write_start(parent.plan, start, trained)
-    settings, family, rate = session.config.training, parent.plan.architecture.family, None
+    digest = (
+        state_digest(load_file(start)) if start.is_file() else ladder.shared.write_start(parent.plan, start, trained)
+    )
+    settings, family, rate, quantized = session.config.training, parent.plan.architecture.family, None, None
     if action != "promote":
         rate = continued_rate(settings, family, parent.total_steps, steps)
-    elif parent.parent is not None:  # what is left of a trained network is no random start
+    elif trained is not None:  # what is left of a trained network is no random start
         rate = settings.learning_rate
-    training = TrainingSpec(steps=steps, start=digest, learning_rate=rate)
+        if _same_network(trained.plan, parent.plan):
+            steps, quantized = min(max(LEAST_STEPS[action], round(steps / QUANTIZED_STEP)), QUANTIZED_STEPS), 1.0
+    training = TrainingSpec(steps=steps, start=digest, learning_rate=rate, quantized_fraction=quantized)
     update = {"training": training, "seed": parent.plan.seed + NEXT_SEED}
     # the sampler has heard of this plan as an estimate; parts of its tree would count twice
     attributes: dict[str, Any] = {
@@ -84,6 +88,11 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         "origin": origin.value,
     }
     return attributes | {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
+
+
+def _same_network(plan: Plan, other: Plan) -> bool:
+    """Whether two plans have the same weights before they are rounded."""
+    return (plan.architecture, plan.pruning) == (other.architecture, other.pruning)
 
 
 def _short_s(seconds: float, random_start_factor: float, newcomer: Candidate) -> float:

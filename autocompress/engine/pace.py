@@ -25,6 +25,8 @@ REST = 0.5
 """A training takes what is left of the time where that would be less than this part of it."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
+FILES_BEFORE_NEXT = 2
+"""Of a family, before the next one joins."""
 LEAST_CYCLES = 2
 STALE = 24
 LONGER = 3
@@ -35,18 +37,20 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: 
     """Actions, the one that lags most behind its share of the time first; none makes sense before the shared weights do."""
     if ladder.session.polish and progress >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
-    if ladder.next_family() is not None:  # one family has a file before time is spent on another
-        return ["promote", "join", *SHARES] if untried_families(candidates) else ["join", *SHARES]
+    climbed = _climbed(candidates)
+    if (
+        ladder.next_family() is not None
+    ):  # one family has a file, and one in fewer bits, before time is spent on another
+        return ["promote", "join", *SHARES] if len(climbed) < FILES_BEFORE_NEXT else ["join", *SHARES]
     if cold_families(ladder):
         return list(SHARES)
-    climbed = _climbed(candidates)
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
     if untried_families(candidates):
         return ["promote", "estimate"]
     if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
-    first = {c.trial for c in first_trained(candidates).values()}
-    trained = [(c.origin is Origin.CONTINUED or c.trial in first, c.finished_s - c.started_s) for c in climbed]
+    long = {c.trial for c in trained_for_long(candidates)}
+    trained = [(c.trial in long, c.finished_s - c.started_s) for c in climbed]
     spent = {
         "share": ladder.shared.seconds(),
         "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
@@ -62,6 +66,12 @@ def first_trained(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     files = [c for c in _climbed(candidates) if c.state is State.COMPLETE]
     latest_first = sorted(files, key=lambda c: c.started_s, reverse=True)
     return {c.plan.architecture.family: c for c in latest_first}
+
+
+def trained_for_long(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What was trained on, and the first of each family."""
+    first = {c.trial for c in first_trained(candidates).values()}
+    return [c for c in _climbed(candidates) if c.origin is Origin.CONTINUED or c.trial in first]
 
 
 def _climbed(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -88,17 +98,16 @@ def nearly_over(ladder: Ladder) -> bool:
 
 
 def length_s(ladder: Ladder, action: str) -> float:
-    """Length of an action, cut to the time that is left."""
+    """Length of an action; where that would leave too little behind for another, all of the time that is left."""
     whole = ladder.session.config.study.timeout_s or 0.0
     lengths = {key: share * ladder.session.elapsed_s() for key, share in LENGTHS.items()}
     lengths |= {"train_on": max(lengths["train_on"], LONG * whole), "polish": POLISH_SHARE / KNEES * whole}
-    return cut_s(ladder, lengths[action])
-
-
-def cut_s(ladder: Ladder, length: float) -> float:
-    """A length that leaves no time behind, or enough for something else."""
     left = training_time_left_s(ladder.session, ladder.overhead_s)
-    return left if left < (1 + REST) * length else length
+    # what was trained for long last is rounded to fewer bits, which takes a short training
+    last = LENGTHS["promote"] * whole + ladder.overhead_s if action == "train_on" else 0.0
+    if left >= (1 + REST) * lengths[action] + last:
+        return lengths[action]
+    return left - last if left - last >= REST * lengths[action] else left
 
 
 def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, seconds: float, action: str) -> int:

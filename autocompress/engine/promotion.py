@@ -14,6 +14,7 @@ import numpy as np
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.expectation import Curves, can_go_on
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
+from autocompress.plan import Plan
 
 CONTENDERS = 256
 LEAST_ESTIMATES = 8
@@ -28,11 +29,16 @@ def climbing_order(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveV
     """
     if not points:
         return []
-    base = hypervolume(np.array(taken).reshape(-1, 3))
-    added = [max(0.0, hypervolume(np.array([*taken, point])) - base) for point in points]
+    added = added_hypervolumes(points, taken)
     contenders = sorted(range(len(points)), key=lambda k: (-added[k], points[k][0]))[:CONTENDERS]
     rank = dict(zip(contenders, ranks([points[k] for k in contenders]).tolist(), strict=True))
     return sorted(contenders, key=lambda k: (-added[k], rank[k], points[k][0]))
+
+
+def added_hypervolumes(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveVector]) -> list[float]:
+    """What each of ``points`` adds alone to the hypervolume of ``taken``."""
+    base = hypervolume(np.array(taken).reshape(-1, 3))
+    return [max(0.0, hypervolume(np.array([*taken, point])) - base) for point in points]
 
 
 def next_to_promote(
@@ -45,6 +51,9 @@ def next_to_promote(
 ) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
 
+    It is the one that adds most to the files by its short training alone; where none adds anything so soon, the one that
+    adds most after a long one to what the trained ones can hope for by then.
+
     Args:
         busy: trials that are being promoted or trained on.
         short_s: seconds of the training that a newcomer gets.
@@ -54,13 +63,17 @@ def next_to_promote(
         least: estimates that must wait.
     """
     gone = _climbed(candidates, busy)
-    trained = {_decisions(c) for c in candidates if c.trial in gone or c.state is State.COMPLETE}
-    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and _decisions(c) not in trained]
+    trained = {decisions(c.plan) for c in candidates if c.trial in gone or c.state is State.COMPLETE}
+    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and decisions(c.plan) not in trained]
     if len(waiting) < least:
         return None
     # scores of two sets of shared weights, of which one began at random, are no comparison; that one waits
     untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]
     waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
+    measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
+    soon = [_estimated(c, short_s(c), 0.0, curves) for c in waiting]
+    if not untried and any(added_hypervolumes(soon, measured)):
+        return waiting[climbing_order(soon, measured)[0]]
     taken = [hoped_for(c, seconds, curves) for c in leaves(candidates)]
     points = [_estimated(c, short_s(c), seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
@@ -130,9 +143,9 @@ def hoped_for(candidate: Candidate, seconds: float, curves: Curves) -> Objective
     return curves.drop_after(candidate, drop, candidate.total_steps, seconds), size, latency
 
 
-def _decisions(candidate: Candidate) -> str:
-    """What makes a candidate's file, but for its training."""
-    return candidate.plan.model_dump_json(include={"architecture", "pruning", "quantization"})
+def decisions(plan: Plan) -> str:
+    """What makes a plan's file, but for its training."""
+    return plan.model_dump_json(include={"architecture", "pruning", "quantization"})
 
 
 def _waits(candidate: Candidate) -> bool:

@@ -365,3 +365,9 @@ def test_an_interrupted_recipe_goes_on(
     assert len(names) == len(set(names)) and {"uncompressed", "plain int8"} <= set(names)
     assert sequential_recipe.sequential_search(tiny_config, tmp_path / "run", Silent()) == RunFolder(tmp_path / "run")
     assert read_candidates(run) == candidates
+
+
+def test_a_kept_command_names_no_folder_of_a_machine() -> None:
+    given = ["run", "--engine", "tpe", "--data", "/home/me/my data", "--out=/tmp/out", "--steps", "1400"]
+    kept = "python -m benchmarks.search_efficiency run --engine tpe --data DIR --out OUT --steps 1400"
+    assert bench.kept_command(given) == kept

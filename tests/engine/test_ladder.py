@@ -237,6 +237,27 @@ def test_a_plan_that_only_takes_away_begins_with_what_is_left_of_a_trained_file(
 
 
 @pytest.mark.slow
+def test_what_was_trained_for_long_is_tried_in_fewer_bits(finished: Finished) -> None:
+    """Its rounded weights are trained, and no others: the float ones were."""
+    run, _, _ = finished
+    candidates = read_candidates(run)
+    by_trial = {c.trial: c for c in candidates}
+    first = next(c for c in candidates if c.origin is Origin.PROMOTED and c.state is State.COMPLETE)
+    finer = [c for c in estimates(candidates) if c.parent == first.trial and c.plan.pruning == first.plan.pruning]
+    assert finer and all(c.plan.architecture == first.plan.architecture for c in finer)
+    assert any(set(c.plan.quantization.precisions.values()) == {Precision.W4A8} for c in finer)
+    rounded = [c for c in candidates if c.plan.training.quantized_fraction is not None]
+    assert rounded
+    for c in rounded:
+        estimate = by_trial[c.parent if c.parent is not None else -1]
+        network = by_trial[estimate.parent if estimate.parent is not None else -1]
+        assert (c.plan.architecture, c.plan.pruning) == (network.plan.architecture, network.plan.pruning)
+        assert c.plan.training.quantized_fraction == 1.0
+        trained = load_file(run.checkpoint(network.trial))
+        assert all(torch.equal(value, trained[name]) for name, value in load_file(run.checkpoint(c.trial)).items())
+
+
+@pytest.mark.slow
 def test_estimates_are_told_to_the_sampler_as_they_are_recorded(finished: Finished) -> None:
     run, config, _ = finished
     trials = {trial.number: trial for trial in open_study(run, config, None).get_trials()}

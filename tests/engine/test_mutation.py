@@ -17,11 +17,11 @@ from autocompress.candidate import Accuracy, Candidate, Estimate, Latency, Measu
 from autocompress.config import SpaceSection
 from autocompress.data.task import TaskData
 from autocompress.engine.guided import Guide
-from autocompress.engine.mutation import mutated
+from autocompress.engine.mutation import FEWER_BITS, LEAST_SMALLER, in_fewer_bits, mutated
 from autocompress.engine.space import PerLayer
 from autocompress.layers import trace, weight_layers
 from autocompress.pipeline import build_network
-from autocompress.plan import Plan, Precision, QuantizationSpec
+from autocompress.plan import DistillationSpec, Plan, Precision, QuantizationSpec
 
 MUTATIONS = 40
 
@@ -185,3 +185,40 @@ def test_a_child_comes_with_its_parent_and_keeps_its_seed(base: Guide) -> None:
         child, origin = found
         assert origin == parent and child.seed == 77
         assert child.training.start == "d" * 64 and child.training.steps == 50
+
+
+# Fewer bits
+
+
+@pytest.mark.parametrize("name", ["base", "with_space", "words"])
+def test_fewer_bits_make_smaller_files_until_there_are_none(name: str, request: pytest.FixtureRequest) -> None:
+    guide: Guide = request.getfixturevalue(name)
+    plan = parent_of(guide, seed=2)
+    finest = {layer: guide.space.section.precision[0].for_layer(kind_of(guide, plan, layer)) for layer in bits_of(plan)}
+    parent = trained_file(3, plan.model_copy(update={"quantization": QuantizationSpec(precisions=finest)}))
+    own, known = guide.predictor.size_ratio(parent.plan), [parent.plan]
+    factors = []
+    while (child := in_fewer_bits(parent, guide, known)) is not None:
+        assert (child.architecture, child.pruning) == (parent.plan.architecture, parent.plan.pruning)
+        assert all((p.weight_bits or 32) <= (finest[layer].weight_bits or 32) for layer, p in bits_of(child).items())
+        assert child.training.start == "d" * 64 and child.training.steps == guide.space.steps(child.architecture.family)
+        factors.append(own / guide.predictor.size_ratio(child))
+        known.append(child)
+    assert 1 <= len(factors) <= len(FEWER_BITS) and min(factors) >= LEAST_SMALLER
+    assert factors == sorted(factors)
+    # the plan of another training is the same file
+    trained = known[1].model_copy(update={"seed": 5, "distillation": DistillationSpec(alpha=0.5)})
+    assert in_fewer_bits(parent, guide, [trained, *known[2:]]) is None
+
+
+def test_what_has_the_fewest_bits_is_left_alone(base: Guide) -> None:
+    plan = parent_of(base, seed=2)
+    least = dict.fromkeys(bits_of(plan), Precision.W3A8)
+    coarsest = plan.model_copy(update={"quantization": QuantizationSpec(precisions=least)})
+    assert in_fewer_bits(trained_file(3, coarsest), base, []) is None
+    whole = plan.model_copy(update={"quantization": QuantizationSpec()})
+    assert in_fewer_bits(trained_file(3, whole), base, []) is None
+
+
+def kind_of(guide: Guide, plan: Plan, name: str) -> str:
+    return next(layer.kind for layer in guide.space.layers_of(plan.architecture) if layer.name == name)

@@ -9,7 +9,17 @@ import pytest
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.engine.ladder import Ladder
-from autocompress.engine.pace import LEAST_CYCLES, SHARES, first_trained, in_order_of_need
+from autocompress.engine.pace import (
+    LEAST_CYCLES,
+    LENGTHS,
+    LONG,
+    SHARES,
+    first_trained,
+    in_order_of_need,
+    length_s,
+    trained_for_long,
+)
+from autocompress.engine.time_left import LATE
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 
 
@@ -42,6 +52,8 @@ def test_the_first_trained_of_a_family_is_its_first_file_and_not_what_failed_bef
     assert first_trained([enqueued, failed]) == {}
     assert first_trained([enqueued, failed, later, first]) == {"base": first}
     assert first_trained([student, later, first]) == {"base": first, "space": student}
+    went_on = took(5, 400.0, Origin.CONTINUED, began=1000.0)
+    assert trained_for_long([enqueued, later, first, student, went_on]) == [first, student, went_on]
 
 
 @pytest.mark.parametrize("behind", SHARES)
@@ -56,11 +68,13 @@ def test_what_lags_most_behind_its_share_is_next(behind: str) -> None:
     assert in_order_of_need(ladder(spent["share"]), candidates, 0.5)[0] == behind
 
 
-def test_a_family_joins_when_one_of_the_family_before_it_was_promoted() -> None:
+def test_a_family_joins_when_two_of_the_family_before_it_were_promoted() -> None:
     scored = Estimate(size_ratio=0.1, latency_ratio=0.1, divergence=1.0, shared_drop_points=5.0, drop_points=1.0)
     waits = took(0, 1.0, Origin.SAMPLED, State.ESTIMATED).model_copy(update={"estimate": scored})
     assert in_order_of_need(ladder(20.0, "space"), [waits], 0.05)[:2] == ["promote", "join"]
-    tried = [waits, took(1, 300.0, Origin.PROMOTED)]
+    first = took(1, 300.0, Origin.PROMOTED)
+    assert in_order_of_need(ladder(20.0, "space"), [waits, first], 0.2)[:2] == ["promote", "join"]
+    tried = [waits, first, took(2, 30.0, Origin.PROMOTED)]
     assert in_order_of_need(ladder(20.0, "space"), tried, 0.2)[0] == "join"
     assert "join" not in in_order_of_need(ladder(20.0), tried, 0.2)
 
@@ -69,3 +83,30 @@ def test_a_long_first_training_does_not_use_up_the_time_of_short_ones() -> None:
     candidates = [took(0, 20.0, Origin.SAMPLED, State.ESTIMATED), took(1, 300.0, Origin.PROMOTED)]
     order = in_order_of_need(ladder(60.0), candidates, 0.2)
     assert order.index("promote") < order.index("train_on")
+
+
+def at(elapsed_s: float, timeout_s: float | None = 3600.0, overhead_s: float = 20.0) -> Ladder:
+    study = SimpleNamespace(timeout_s=timeout_s)
+    session = SimpleNamespace(config=SimpleNamespace(study=study), elapsed_s=lambda: elapsed_s)
+    return cast(Ladder, SimpleNamespace(session=session, overhead_s=overhead_s))
+
+
+def test_the_last_long_training_leaves_time_for_a_short_one() -> None:
+    assert length_s(at(300.0), "train_on") == LONG * 3600.0
+    assert length_s(at(1000.0), "train_on") == LENGTHS["train_on"] * 1000.0
+    left = (1 - LATE) * (3600.0 - 2000.0) - 20.0
+    last = length_s(at(2000.0), "train_on")
+    assert last < left  # 1,400 s are wished for, and half as much again is not left
+    ended = 2000.0 + last
+    assert length_s(at(ended), "promote") <= (1 - LATE) * (3600.0 - ended) - 20.0
+    assert length_s(at(ended), "promote") == LENGTHS["promote"] * ended
+
+
+def test_too_little_time_for_a_long_training_is_used_whole() -> None:
+    left = (1 - LATE) * 600.0 - 20.0
+    assert length_s(at(3000.0), "train_on") == left
+    assert length_s(at(3600.0 - 150.0), "promote") == (1 - LATE) * 150.0 - 20.0
+
+
+def test_without_a_timeout_lengths_are_shares_of_the_time_so_far() -> None:
+    assert length_s(at(500.0, None), "train_on") == LENGTHS["train_on"] * 500.0

@@ -298,3 +298,24 @@ def test_objectives_are_measured_or_estimated_or_none() -> None:
     assert objectives(trained(0, 1.5, 0.2, 0.3)) == pytest.approx((1.5, math.log(0.2), math.log(0.3)))
     assert objectives(estimated(0, None)) is None
     assert objectives(trained(0, 1.0, state=State.FAILED)) is None
+
+
+# What a short training adds
+
+
+def test_what_adds_to_the_files_after_a_short_training_goes_before_what_promises_more() -> None:
+    """A trained network in fewer bits needs little; another network would be worth more after a long training only."""
+    enqueued, file = trained(0, 0.0, 0.3, 0.4, origin=Origin.ENQUEUED), trained(1, 1.0, 0.1, 0.2)
+    # its parent has made its steps, so it has nothing to catch up with
+    finer = estimated(2, 1.2, 0.08, 0.2, parent=1).model_copy(update={"total_steps": 300})
+    bold = estimated(3, 2.6, 0.05, 0.1)
+    others = [estimated(10 + n, 50.0) for n in range(LEAST_ESTIMATES)]
+    candidates = [enqueued, file, finer, bold, *others]
+    chosen = next_to_promote(candidates, set(), lambda _: 2.0, 600.0, CURVES)
+    assert chosen is not None and chosen.trial == 2
+    # without it nothing adds anything so soon, and the bold one is worth a long training
+    chosen = next_to_promote([c for c in candidates if c.trial != 2], set(), lambda _: 2.0, 600.0, CURVES)
+    assert chosen is not None and chosen.trial == 3
+    # a family's first training is long at once
+    chosen = next_to_promote([c for c in candidates if c.trial != 1], set(), lambda _: 2.0, 600.0, CURVES)
+    assert chosen is not None and chosen.trial == 3
