@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from autocompress.candidate import Candidate, Origin
 from autocompress.compression.distillation import NEXT_SEED
+from autocompress.config import TrainingSection
 from autocompress.engine.continuation import continued_rate
 from autocompress.engine.estimating import START_UP_ESTIMATES
 from autocompress.engine.ladder import Ladder
@@ -22,7 +23,7 @@ from autocompress.engine.session import ask
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.pipeline import QUANTIZED_STEPS
-from autocompress.plan import Plan, TrainingSpec
+from autocompress.plan import TrainingSpec
 
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
 QUANTIZED_STEP = 1.5
@@ -73,14 +74,7 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     digest = (
         state_digest(load_file(start)) if start.is_file() else ladder.shared.write_start(parent.plan, start, trained)
     )
-    settings, family, rate, quantized = session.config.training, parent.plan.architecture.family, None, None
-    if action != "promote":
-        rate = continued_rate(settings, family, parent.total_steps, steps)
-    elif trained is not None:  # what is left of a trained network is no random start
-        rate = settings.learning_rate
-        if _same_network(trained.plan, parent.plan):
-            steps, quantized = min(max(LEAST_STEPS[action], round(steps / QUANTIZED_STEP)), QUANTIZED_STEPS), 1.0
-    training = TrainingSpec(steps=steps, start=digest, learning_rate=rate, quantized_fraction=quantized)
+    training = training_of(session.config.training, parent, trained, action, steps, digest)
     update = {"training": training, "seed": parent.plan.seed + NEXT_SEED}
     # the sampler has heard of this plan as an estimate; parts of its tree would count twice
     attributes: dict[str, Any] = {
@@ -90,9 +84,31 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     return attributes | {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
 
 
-def _same_network(plan: Plan, other: Plan) -> bool:
-    """Whether two plans have the same weights before they are rounded."""
-    return (plan.architecture, plan.pruning) == (other.architecture, other.pruning)
+def training_of(
+    settings: TrainingSection, parent: Candidate, trained: Candidate | None, action: str, steps: int, start: str
+) -> TrainingSpec:
+    """The training of a candidate that climbs.
+
+    Args:
+        parent: the estimate that is promoted, or the file that is trained on.
+        trained: the file whose weights an estimate begins with; None where they are the shared ones.
+        steps: that fit into the time.
+        start: digest of the weights.
+    """
+    family = parent.plan.architecture.family
+    if action != "promote":
+        rate = continued_rate(settings, family, parent.total_steps, steps)
+        return TrainingSpec(steps=steps, start=start, learning_rate=rate)
+    if trained is None:
+        return TrainingSpec(steps=steps, start=start)
+    # what is left of a trained network is no random start
+    rest = TrainingSpec(steps=steps, start=start, learning_rate=settings.learning_rate)
+    own, other = parent.plan, trained.plan
+    if (own.architecture, own.pruning) != (other.architecture, other.pruning):
+        return rest
+    # only the bits are others: the weights need no more training before they are rounded
+    fewer = min(max(LEAST_STEPS[action], round(steps / QUANTIZED_STEP)), QUANTIZED_STEPS)
+    return rest.model_copy(update={"steps": fewer, "quantized_fraction": 1.0})
 
 
 def _short_s(seconds: float, random_start_factor: float, newcomer: Candidate) -> float:

@@ -34,6 +34,7 @@ from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import StudyConfig, load_study
 from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
 from autocompress.engine.events import Silent
+from autocompress.engine.pace import trained_for_long
 from autocompress.engine.pareto import front
 from autocompress.engine.run_folder import RunFolder, read_analysis, read_candidates, read_facts
 from autocompress.engine.session import open_study
@@ -237,24 +238,22 @@ def test_a_plan_that_only_takes_away_begins_with_what_is_left_of_a_trained_file(
 
 
 @pytest.mark.slow
-def test_what_was_trained_for_long_is_tried_in_fewer_bits(finished: Finished) -> None:
-    """Its rounded weights are trained, and no others: the float ones were."""
+def test_what_was_trained_for_long_last_is_estimated_in_fewer_bits(finished: Finished, tmp_path: Path) -> None:
     run, _, _ = finished
-    candidates = read_candidates(run)
-    by_trial = {c.trial: c for c in candidates}
-    first = next(c for c in candidates if c.origin is Origin.PROMOTED and c.state is State.COMPLETE)
-    finer = [c for c in estimates(candidates) if c.parent == first.trial and c.plan.pruning == first.plan.pruning]
-    assert finer and all(c.plan.architecture == first.plan.architecture for c in finer)
-    assert any(set(c.plan.quantization.precisions.values()) == {Precision.W4A8} for c in finer)
-    rounded = [c for c in candidates if c.plan.training.quantized_fraction is not None]
-    assert rounded
-    for c in rounded:
-        estimate = by_trial[c.parent if c.parent is not None else -1]
-        network = by_trial[estimate.parent if estimate.parent is not None else -1]
-        assert (c.plan.architecture, c.plan.pruning) == (network.plan.architecture, network.plan.pruning)
-        assert c.plan.training.quantized_fraction == 1.0
-        trained = load_file(run.checkpoint(network.trial))
-        assert all(torch.equal(value, trained[name]) for name, value in load_file(run.checkpoint(c.trial)).items())
+    config = study(tmp_path, 9)
+    place = copied(run, tmp_path / "run", config)
+    last = max(trained_for_long(files(read_candidates(place))), key=lambda c: c.finished_s)
+    most = QuantizationSpec(precisions=dict.fromkeys(last.plan.quantization.precisions, Precision.W8A8))
+    whole = last.model_copy(update={"plan": last.plan.model_copy(update={"quantization": most})})
+    path = place.trial(last.trial) / "candidate.json"
+    path.write_text(whole.model_dump_json(), encoding="utf-8")
+    known = {c.trial for c in read_candidates(place)}
+    search(config, place.root, Silent())
+    first = min((c for c in read_candidates(place) if c.trial not in known), key=lambda c: c.trial)
+    assert (first.state, first.parent) == (State.ESTIMATED, last.trial)
+    assert (first.plan.architecture, first.plan.pruning) == (whole.plan.architecture, whole.plan.pruning)
+    assert Precision.W4A8 in first.plan.quantization.precisions.values()
+    assert first.estimate is not None and first.estimate.drop_points is not None
 
 
 @pytest.mark.slow
