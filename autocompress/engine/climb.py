@@ -14,9 +14,9 @@ from autocompress.candidate import State
 from autocompress.engine.estimating import START_UP_ESTIMATES, estimate, estimate_in_fewer_bits, new_estimate
 from autocompress.engine.ladder import Ladder, first_plans
 from autocompress.engine.next_training import LEAST_STEPS, enqueue_training
-from autocompress.engine.pace import cold_families, in_order_of_need, is_exhausted, nearly_over
+from autocompress.engine.pace import cold_families, in_order_of_need, is_exhausted, nearly_over, progress
 from autocompress.engine.run_folder import read_candidates
-from autocompress.engine.session import ask, enqueue, running_trials
+from autocompress.engine.session import ask, enqueue
 from autocompress.engine.sharing import share
 from autocompress.engine.time_left import overhead_s
 from autocompress.engine.trial import attempt, make_file
@@ -33,10 +33,8 @@ def climb(ladder: Ladder) -> bool:
     ladder.predictor.fit_(candidates)
     ladder.overhead_s = overhead_s(candidates)
     with exclusive(session.run.root / "ask.lock"):
-        running = running_trials(session)
-        done = sum(c.state is not State.ESTIMATED for c in candidates)
-        progress = session.progress(done + sum(t.user_attrs.get("rung") == "train" for t in running))
-        if progress >= 1.0:
+        used = progress(session, read_candidates(session.run))
+        if used >= 1.0:
             return False
         waiting = session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         estimates_next = bool(waiting) and waiting[0].user_attrs.get("rung") == "estimate"
@@ -48,10 +46,10 @@ def climb(ladder: Ladder) -> bool:
         trial = estimate_in_fewer_bits(ladder, candidates)
     if trial is None:
         exhausted = is_exhausted(ladder, candidates)
-        for action in ["share"] if too_early else in_order_of_need(ladder, candidates, progress):
+        for action in ["share"] if too_early else in_order_of_need(ladder, candidates, used):
             if action == "join" and not nearly_over(ladder):
                 return _join(ladder)
-            if action == "share" and (is_cold or (progress < SHARED_UNTIL and not exhausted)):
+            if action == "share" and (is_cold or (used < SHARED_UNTIL and not exhausted)):
                 return share(ladder, candidates)
             if action == "estimate" and not nearly_over(ladder) and not exhausted:
                 trial = new_estimate(ladder, candidates)

@@ -16,7 +16,7 @@ from autocompress.config import TrainingSection
 from autocompress.engine.continuation import continued_rate
 from autocompress.engine.estimating import START_UP_ESTIMATES
 from autocompress.engine.ladder import Ladder
-from autocompress.engine.pace import KNEES, first_trained, is_exhausted, length_s, steps_within
+from autocompress.engine.pace import KNEES, first_trained, is_exhausted, length_s, progress, steps_within
 from autocompress.engine.promotion import LEAST_ESTIMATES, next_to_polish, next_to_promote, next_to_train_on
 from autocompress.engine.run_folder import read_candidate, read_candidates
 from autocompress.engine.session import ask
@@ -34,7 +34,9 @@ def enqueue_training(ladder: Ladder, action: str) -> optuna.Trial | None:
     """Enqueue the candidate that climbs, and ask for it; None if there is none or no time."""
     session = ladder.session
     with exclusive(session.run.root / "ask.lock"):
-        attributes = _climber(ladder, read_candidates(session.run), action)
+        candidates = read_candidates(session.run)
+        # another process may have taken the last one since the action was chosen
+        attributes = None if progress(session, candidates) >= 1.0 else _climber(ladder, candidates, action)
         if attributes is None:
             return None
         session.study.enqueue_trial({}, user_attrs=attributes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
+from autocompress.engine.session import Session, running_trials
 from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import training_time_left_s
 from autocompress.plan import Plan
@@ -33,9 +34,9 @@ LONGER = 3
 """Times the steps before, for a training that goes on where only trials are counted."""
 
 
-def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], progress: float) -> list[str]:
+def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: float) -> list[str]:
     """Actions, the one that lags most behind its share of the time first; none makes sense before the shared weights do."""
-    if ladder.session.polish and progress >= 1 - POLISH_SHARE:
+    if ladder.session.polish and used >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
     climbed = _climbed(candidates)
     if (
@@ -84,6 +85,13 @@ def is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
         return False
     recent = sorted(candidates, key=lambda c: c.trial)[-STALE:]
     return len(recent) == STALE and all(c.state is State.ESTIMATED for c in recent)
+
+
+def progress(session: Session, candidates: Sequence[Candidate]) -> float:
+    """Share of the totals that is used, with files that other processes are training."""
+    files = {c.trial for c in candidates if c.state is not State.ESTIMATED}
+    files |= {t.number for t in running_trials(session) if t.user_attrs.get("rung") == "train"}
+    return session.progress(len(files))
 
 
 def cold_families(ladder: Ladder) -> list[str]:

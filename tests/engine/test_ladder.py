@@ -9,6 +9,8 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -33,17 +35,22 @@ from searches import (
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import StudyConfig, load_study
 from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
+from autocompress.engine.estimating import estimate, estimate_in_fewer_bits
 from autocompress.engine.events import Silent
+from autocompress.engine.ladder import Ladder, make_ladder
+from autocompress.engine.next_training import enqueue_training
 from autocompress.engine.pace import trained_for_long
 from autocompress.engine.pareto import front
 from autocompress.engine.run_folder import RunFolder, read_analysis, read_candidates, read_facts
 from autocompress.engine.session import open_study
 from autocompress.engine.shared import Shared
-from autocompress.engine.study import search
+from autocompress.engine.study import open_session, search
 from autocompress.engine.tables import Tables
+from autocompress.engine.trial import attempt
+from autocompress.engine.workers import working
 from autocompress.errors import ConfigError
 from autocompress.pipeline import Bench, build_network, draft, finish
-from autocompress.plan import ArchitectureSpec, Precision, PruningSpec, QuantizationSpec
+from autocompress.plan import ArchitectureSpec, Plan, Precision, PruningSpec, QuantizationSpec
 from autocompress.stage_clock import StageClock
 from autocompress.weights import state_digest
 
@@ -237,23 +244,50 @@ def test_a_plan_that_only_takes_away_begins_with_what_is_left_of_a_trained_file(
     assert shared.inherited(larger, parent) is None
 
 
+@contextmanager
+def opened(run: RunFolder, config: StudyConfig) -> Iterator[Ladder]:
+    """The ladder of a process at work on a run."""
+    with working(run.workers) as worker:
+        session = open_session(config, run, load_inputs(config), Silent(), None, worker, 0)
+        ladder = make_ladder(session, read_analysis(run))
+        assert isinstance(ladder, Ladder)
+        session.suggests = ladder.guide
+        yield ladder
+
+
 @pytest.mark.slow
-def test_what_was_trained_for_long_last_is_estimated_in_fewer_bits(finished: Finished, tmp_path: Path) -> None:
+def test_what_was_trained_for_long_last_is_estimated_in_fewer_bits_once(finished: Finished, tmp_path: Path) -> None:
     run, _, _ = finished
     config = study(tmp_path, 9)
     place = copied(run, tmp_path / "run", config)
     last = max(trained_for_long(files(read_candidates(place))), key=lambda c: c.finished_s)
     most = QuantizationSpec(precisions=dict.fromkeys(last.plan.quantization.precisions, Precision.W8A8))
     whole = last.model_copy(update={"plan": last.plan.model_copy(update={"quantization": most})})
-    path = place.trial(last.trial) / "candidate.json"
-    path.write_text(whole.model_dump_json(), encoding="utf-8")
-    known = {c.trial for c in read_candidates(place)}
-    search(config, place.root, Silent())
-    first = min((c for c in read_candidates(place) if c.trial not in known), key=lambda c: c.trial)
-    assert (first.state, first.parent) == (State.ESTIMATED, last.trial)
-    assert (first.plan.architecture, first.plan.pruning) == (whole.plan.architecture, whole.plan.pruning)
-    assert Precision.W4A8 in first.plan.quantization.precisions.values()
-    assert first.estimate is not None and first.estimate.drop_points is not None
+    with opened(place, config) as ladder:
+        trial = estimate_in_fewer_bits(ladder, [whole])
+        assert trial is not None
+        candidate = attempt(ladder.session, trial, partial(estimate, ladder))
+        again = estimate_in_fewer_bits(ladder, [whole, candidate])
+    assert (candidate.state, candidate.parent, candidate.origin) == (State.ESTIMATED, last.trial, Origin.MUTATED)
+    plan = candidate.plan
+    assert (plan.architecture, plan.pruning) == (whole.plan.architecture, whole.plan.pruning)
+    assert Precision.W4A8 in plan.quantization.precisions.values()
+    assert candidate.estimate is not None and candidate.estimate.drop_points is not None
+    if again is not None:
+        other = Plan.model_validate_json(again.user_attrs["plan"])
+        assert other.quantization != plan.quantization
+
+
+@pytest.mark.slow
+def test_the_last_file_of_the_total_is_trained_by_one_process_only(finished: Finished, tmp_path: Path) -> None:
+    run, _, _ = finished
+    config = study(tmp_path, 9)
+    place = copied(run, tmp_path / "run", config)
+    with opened(place, config) as ladder:
+        # both chose to train when eight files of nine were there
+        assert enqueue_training(ladder, "train_on") is not None
+        assert enqueue_training(ladder, "train_on") is None
+        assert enqueue_training(ladder, "promote") is None
 
 
 @pytest.mark.slow
