@@ -131,3 +131,15 @@ class Plan(_Spec):
     quantization: QuantizationSpec = QuantizationSpec()
     training: TrainingSpec = TrainingSpec()
     seed: int = 0
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the plan's file is the baseline's."""
+        precisions = set(self.quantization.precisions.values())
+        decided = (self.architecture != ArchitectureSpec(), any(self.pruning.ratios.values()), self.training.steps > 0)
+        return not any(decided) and precisions <= {Precision.FLOAT32}
+
+    @property
+    def decisions(self) -> str:
+        """What makes the plan's file, but for its training, as JSON."""
+        return self.model_dump_json(include={"architecture", "pruning", "quantization"})

@@ -126,3 +126,20 @@ def test_each_kind_of_layer_gets_what_its_kernel_can(precision: Precision) -> No
     assert not precision.for_layer("convolution").dynamic
     assert precision.for_layer("convolution").integer_activations == precision.integer_activations
     assert not precision.for_layer("embedding").integer_activations
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, True),
+        ({"quantization": {"precisions": {"a": "float32", "b": "float32"}}, "pruning": {"ratios": {"a": 0.0}}}, True),
+        ({"seed": 5, "training": {"start": "a" * 64}, "distillation": {"alpha": 0.5}}, True),
+        ({"quantization": {"precisions": {"a": "float32", "b": "w8a8"}}}, False),
+        ({"pruning": {"ratios": {"a": 0.0, "b": 0.5}}}, False),
+        ({"architecture": {"dropped_blocks": ["a"]}}, False),
+        ({"architecture": {"family": "space"}}, False),
+        ({"training": {"steps": 1}}, False),
+    ],
+)
+def test_a_plan_that_changes_nothing_is_the_baselines(changes: dict[str, Any], expected: bool) -> None:
+    assert Plan.model_validate(changes).changes_nothing is expected

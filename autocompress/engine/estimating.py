@@ -10,7 +10,7 @@ import optuna
 from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.engine.expectation import KEPT_OF_CHANGE, can_go_on, fit_expectation
 from autocompress.engine.ladder import Ladder
-from autocompress.engine.limits import describe_broken, latency_violations, size_violations
+from autocompress.engine.limits import TABLE_ERROR, describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import in_fewer_bits, mutated
 from autocompress.engine.pace import trained_for_long
 from autocompress.engine.run_folder import read_candidates
@@ -21,8 +21,6 @@ from autocompress.plan import Plan
 
 START_UP_ESTIMATES = 12
 """Random plans before the sampler's model steers: they are cheap."""
-SLACK = 0.05
-"""A plan is dropped by the tables only where it breaks a limit by more than their error."""
 
 
 def new_estimate(ladder: Ladder, candidates: Sequence[Candidate]) -> optuna.Trial:
@@ -114,5 +112,6 @@ def beyond(ladder: Ladder, plan: Plan) -> tuple[str, Estimate, dict[str, float]]
     assert baseline.latency is not None
     amounts = size_violations(limits, round(size), baseline.size_bytes)
     amounts |= latency_violations(limits, ratio * baseline.latency.latency_ms, ratio)
-    broken = describe_broken({name: amount for name, amount in amounts.items() if amount > SLACK}, limits)
+    # by less the tables may be wrong
+    broken = describe_broken({name: amount for name, amount in amounts.items() if amount > TABLE_ERROR}, limits)
     return broken, Estimate(size_ratio=size / baseline.size_bytes, latency_ratio=ratio), amounts

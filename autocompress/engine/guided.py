@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,15 @@ class Targets:
     bits: float
     structure: tuple[float, ...] = (0.0,) * KNOTS
     rounding: tuple[float, ...] = (0.0,) * KNOTS
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the base that is decided on by itself: its operators, and the ways to prune it with what is left."""
+
+    name: str
+    operators: Sequence[Operator]
+    prunings: Sequence[tuple[dict[str, float], Sequence[Operator]]]
 
 
 @dataclass(frozen=True)
@@ -179,36 +188,29 @@ class Guide:
     def _structure(self, targets: Targets) -> tuple[ArchitectureSpec, PruningSpec]:
         full = self.predictor.usual_operators(Plan())
         blocks = self._blocks()
-        ratios = self.space.base_ratios()
+        parts = list(self._parts(full, tuple(blocks)))
+        # all at once: each process that times operators takes time to start
+        self.predictor.latency_table.fill(o for part in parts for _, found in part.prunings for o in found)
         units: list[list[Option]] = []
         decisions: list[list[tuple[str | None, dict[str, float]]]] = []
         depth = {o.module: place / len(full) for place, o in reversed(list(enumerate(full)))}
-        for block, missed in blocks.items():
-            own = [o for o in full if inside(o.module, (block,))]
-            weight = _worth(targets.structure, _depth(depth, block))
-            groups = [g for g in self.analysis.groups if inside(g.name, (block,))]
-            options, taken = [Option(missed * weight, 0.0, 0.0)], [(str(block), dict[str, float]())]
-            choices: list[tuple[str | None, dict[str, float]]] = [*taken]
-            for pruned in _products(groups, ratios):
-                error = sum(self.tables.group_error(g, r) for g, r in pruned.items() if r)
-                options.append(self._option(error * weight, own, pruned, targets.bits))
-                choices.append((None, pruned))
-            units.append(options)
-            decisions.append(choices)
-        for group in self.analysis.groups:
-            if inside(group.name, tuple(blocks)):
-                continue
-            own = [o for o in full if o.layer in self.tables.narrowed.get(group.name, {})]
-            weight = _worth(targets.structure, _depth(depth, group.name))
-            whole = self._option(0.0, own, {}, targets.bits)
-            narrow = [
-                self._option(self.tables.group_error(group.name, r) * weight, own, {group.name: r}, targets.bits)
-                for r in ratios[group.kind]
+        for part in parts:
+            weight = _worth(targets.structure, _depth(depth, part.name))
+            errors = [sum(self.tables.group_error(g, r) for g, r in pruned.items()) for pruned, _ in part.prunings]
+            options = [
+                self._option(error * weight, found, targets.bits)
+                for error, (_, found) in zip(errors, part.prunings, strict=True)
             ]
-            units.append([_difference(option, whole) for option in narrow])
-            decisions.append([(None, {group.name: r}) for r in ratios[group.kind]])
+            choices: list[tuple[str | None, dict[str, float]]] = [(None, pruned) for pruned, _ in part.prunings]
+            if part.name in blocks:
+                units.append([Option(blocks[part.name] * weight, 0.0, 0.0), *options])
+                decisions.append([(part.name, {}), *choices])
+            else:
+                whole = self._option(0.0, part.operators, targets.bits)
+                units.append([_difference(option, whole) for option in options])
+                decisions.append(choices)
         rest = [o for o in full if not inside(o.module, tuple(blocks))]
-        fixed = self._option(0.0, rest, {}, targets.bits)
+        fixed = self._option(0.0, rest, targets.bits)
         chosen = solve(
             units,
             self.baseline.size_bytes / targets.smaller - fixed.size_bytes,
@@ -226,11 +228,25 @@ class Guide:
         pairs = [zip(run.blocks, run.sensitivities, strict=True) for run in self.analysis.runs]
         return dict(itertools.chain.from_iterable(pairs))
 
-    def _option(self, error: float, own: Sequence[Operator], pruned: Mapping[str, float], bits: float) -> Option:
-        """Costs of some operators under pruning ratios; latency as a part of the baseline's."""
-        narrowed = self.predictor.narrowed(own, pruned)
-        size = sum(math.prod(o.weight) * bits / 8 + self.predictor.bytes_per_layer for o in narrowed if o.layer)
-        return Option(error, size, sum(self.predictor.operator_ratio(o) for o in narrowed))
+    def _parts(self, full: Sequence[Operator], blocks: tuple[str, ...]) -> Iterator[_Part]:
+        """Blocks that may go, and groups outside of them."""
+        ratios = self.space.base_ratios()
+        for block in blocks:
+            own = [o for o in full if inside(o.module, (block,))]
+            groups = [g for g in self.analysis.groups if inside(g.name, (block,))]
+            yield self._part(block, own, _products(groups, ratios))
+        for group in self.analysis.groups:
+            if not inside(group.name, blocks):
+                own = [o for o in full if o.layer in self.tables.narrowed.get(group.name, {})]
+                yield self._part(group.name, own, [{group.name: ratio} for ratio in ratios[group.kind]])
+
+    def _part(self, name: str, own: Sequence[Operator], prunings: Sequence[dict[str, float]]) -> _Part:
+        return _Part(name, own, [(pruned, self.predictor.narrowed(own, pruned)) for pruned in prunings])
+
+    def _option(self, error: float, found: Sequence[Operator], bits: float) -> Option:
+        """Costs of some operators; latency as a part of the baseline's."""
+        size = sum(math.prod(o.weight) * bits / 8 + self.predictor.bytes_per_layer for o in found if o.layer)
+        return Option(error, size, sum(self.predictor.operator_ratio(o) for o in found))
 
     # --- bits of each layer
 

@@ -7,6 +7,9 @@ import math
 from autocompress.candidate import Measurement
 from autocompress.config import LimitsSection
 
+TABLE_ERROR = 0.05
+"""By which tables may be wrong about bytes and latency, in proportion."""
+
 
 def size_violations(limits: LimitsSection, size_bytes: int, baseline_bytes: int) -> dict[str, float]:
     """ln(bytes / allowed bytes) for each limit on bytes."""

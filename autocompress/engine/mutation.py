@@ -9,7 +9,7 @@ from typing import Any
 
 from autocompress.candidate import Candidate
 from autocompress.engine.guided import KNOTS, Guide
-from autocompress.engine.promotion import climbing_order, decisions, leaves, objectives
+from autocompress.engine.promotion import climbing_order, leaves, objectives
 from autocompress.models import space_labels
 from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, QuantizationSpec
 
@@ -53,10 +53,10 @@ def in_fewer_bits(parent: Candidate, guide: Guide, known: Sequence[Plan]) -> Pla
     """
     if len(guide.space.section.precision) < 2 or not parent.plan.quantization.precisions:
         return None
-    own, seen = guide.predictor.size_ratio(parent.plan), {decisions(plan) for plan in known}
+    own, seen = guide.predictor.size_ratio(parent.plan), {plan.decisions for plan in known}
     for smaller in FEWER_BITS:
         plan = guide.with_bits(parent.plan, smaller / own, (0.0,) * KNOTS)
-        if guide.predictor.size_ratio(plan) * LEAST_SMALLER <= own and decisions(plan) not in seen:
+        if guide.predictor.size_ratio(plan) * LEAST_SMALLER <= own and plan.decisions not in seen:
             return _untrained(plan, guide)
     return None
 

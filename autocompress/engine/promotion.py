@@ -14,7 +14,6 @@ import numpy as np
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.expectation import Curves, can_go_on
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
-from autocompress.plan import Plan
 
 CONTENDERS = 256
 LEAST_ESTIMATES = 8
@@ -63,8 +62,8 @@ def next_to_promote(
         least: estimates that must wait.
     """
     gone = _climbed(candidates, busy)
-    trained = {decisions(c.plan) for c in candidates if c.trial in gone or c.state is State.COMPLETE}
-    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and decisions(c.plan) not in trained]
+    trained = {c.plan.decisions for c in candidates if c.trial in gone or c.state is State.COMPLETE}
+    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and c.plan.decisions not in trained]
     if len(waiting) < least:
         return None
     # scores of two sets of shared weights, of which one began at random, are no comparison; that one waits
@@ -141,11 +140,6 @@ def hoped_for(candidate: Candidate, seconds: float, curves: Curves) -> Objective
     """Objectives of a trained candidate when it is trained on."""
     drop, size, latency = _vector(candidate)
     return curves.drop_after(candidate, drop, candidate.total_steps, seconds), size, latency
-
-
-def decisions(plan: Plan) -> str:
-    """What makes a plan's file, but for its training."""
-    return plan.model_dump_json(include={"architecture", "pruning", "quantization"})
 
 
 def _waits(candidate: Candidate) -> bool:

@@ -17,7 +17,7 @@ LATE = 0.1
 
 def overhead_s(candidates: Sequence[Candidate]) -> float:
     """Seconds that a file takes beside its training."""
-    files = [c for c in candidates if c.state is State.COMPLETE]
+    files = [c for c in candidates if c.state is State.COMPLETE and not c.plan.changes_nothing]
     seconds = [c.finished_s - c.started_s - sum(c.stage_seconds.get(s, 0.0) for s in ("train", "teach")) for c in files]
     return statistics.median(seconds) if seconds else USUAL_OVERHEAD_S
 

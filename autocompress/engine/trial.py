@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.fx import GraphModule
 from autocompress.candidate import Candidate, Estimate, Measurement, Origin, State
 from autocompress.deploy.measure import measure_bytes
 from autocompress.engine.baseline import measure_latency
-from autocompress.engine.limits import describe_broken, size_violations, violations
+from autocompress.engine.limits import TABLE_ERROR, describe_broken, latency_violations, size_violations, violations
 from autocompress.engine.recovery import settle
 from autocompress.engine.run_folder import (
     read_candidate,
@@ -123,6 +124,8 @@ def make_file(session: Session, current: Current, trial: optuna.Trial) -> Result
     with current.clock.stage("plan"):
         current.plan = plan_of(session, trial)
     session.watcher.started(current.number, current.origin, describe(current.plan, current.name))
+    if current.plan.changes_nothing:
+        return _baseline(session, current)
     with current.clock.stage("build"):
         network = build_network(session.bench, current.plan)
     over = _over_limit_unbuilt(session, current, least_size_bytes(network, current.plan))
@@ -130,7 +133,7 @@ def make_file(session: Session, current: Current, trial: optuna.Trial) -> Result
         return over
     path = session.run.artifact(current.number)
     unfinished = draft(session.bench, network, current.plan, path, current.clock)
-    timed = _needs_latency_first(session, current.plan)
+    timed = needs_latency_first(session, current)
     over = _over_limit(session, current, _measure_file(session, path, current.clock, timed))
     if over is not None:
         path.unlink()
@@ -140,6 +143,17 @@ def make_file(session: Session, current: Current, trial: optuna.Trial) -> Result
     checkpoint = session.run.checkpoint(current.number)
     deployable = finish(session.bench, unfinished, current.plan, path, checkpoint, current.clock)
     measurement = _measure_trained(session, current, deployable)
+    found = violations(session.config.limits, measurement, session.baseline.size_bytes)
+    return Result(State.COMPLETE, "", measurement, violations=found)
+
+
+def _baseline(session: Session, current: Current) -> Result:
+    """The baseline's own file, which was measured before."""
+    made, run = session.run.baseline, session.run
+    shutil.copyfile(made / "model.onnx", run.artifact(current.number))
+    shutil.copyfile(made / "weights.safetensors", run.checkpoint(current.number))
+    np.save(run.trial(current.number) / "validation_answers.npy", session.baseline_answers)
+    measurement = session.baseline.model_copy(update={"test": None})  # read for members of the front, in the end
     found = violations(session.config.limits, measurement, session.baseline.size_bytes)
     return Result(State.COMPLETE, "", measurement, violations=found)
 
@@ -188,9 +202,22 @@ def _measure_trained(session: Session, current: Current, deployable: GraphModule
     return _measure_file(session, path, current.clock, timed=True).model_copy(update=figures)
 
 
-def _needs_latency_first(session: Session, plan: Plan) -> bool:
-    limits = session.config.limits
-    return plan.training.steps > 0 and (limits.max_latency_ms is not None or limits.min_speedup is not None)
+def needs_latency_first(session: Session, current: Current) -> bool:
+    """Whether a training may be in vain because a limit on latency is broken, and what is known does not rule it out."""
+    limits, parent = session.config.limits, current.parent
+    if current.plan.training.steps == 0 or (limits.max_latency_ms is None and limits.min_speedup is None):
+        return False
+    if parent is None or parent.plan.decisions != current.plan.decisions:
+        return True
+    if parent.measurement is not None and parent.measurement.latency is not None:
+        ratio, error = parent.measurement.latency.ratio, 0.0
+    elif parent.estimate is not None:
+        ratio, error = parent.estimate.latency_ratio, TABLE_ERROR
+    else:
+        return True
+    assert session.baseline.latency is not None
+    found = latency_violations(limits, ratio * session.baseline.latency.latency_ms, ratio)
+    return any(amount + error > 0 for amount in found.values())
 
 
 def _measure_file(session: Session, path: Path, clock: StageClock, timed: bool) -> Measurement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 from searches import (
@@ -280,7 +282,10 @@ def test_a_record_says_when_and_where_its_time_went(finished: tuple[RunFolder, S
     for before, after in itertools.pairwise(candidates):
         assert before.started_s < before.finished_s <= after.started_s
     for c in candidates:
-        assert c.stage_seconds.keys() >= {"plan", "build", "export", "train", "parity", "evaluate", "time"}
+        stages = (
+            {"plan"} if c.plan.changes_nothing else {"plan", "build", "export", "train", "parity", "evaluate", "time"}
+        )
+        assert c.stage_seconds.keys() >= stages
         assert sum(c.stage_seconds.values()) <= c.finished_s - c.started_s + 0.01
 
 
@@ -561,17 +566,33 @@ def test_a_study_in_which_every_trial_fails_says_why(tmp_path: Path, monkeypatch
     with pytest.raises(StudyFailed) as error:
         search(config, run.root, Silent())
     text = str(error.value)
-    assert "all 7 trials failed" in text
-    # uncompressed and plain int8 are whole, all others are pruned
+    assert "all 6 trials failed" in text
+    # plain int8 is whole, all others are pruned
     assert (
         text.index("5 x ModelError")
         < text.index("a pruned network is refused")
-        < text.index("2 x ModelError")
+        < text.index("1 x ModelError")
         < text.index("a whole network")
     )
-    candidates = check_whole(run, config, OBVIOUS)
+    whole, *candidates = check_whole(run, config, OBVIOUS)
+    assert whole.state is State.COMPLETE and whole.plan.changes_nothing
     assert all(c.state is State.FAILED and c.measurement is None and "refused" in c.reason for c in candidates)
-    assert {trial.state for trial in optuna_trials(run, config)} == {TrialState.FAIL}
+    assert {trial.state for trial in optuna_trials(run, config)[1:]} == {TrialState.FAIL}
+
+
+def test_the_uncompressed_file_is_the_baselines_and_is_measured_once(
+    finished: tuple[RunFolder, StudyConfig, Notes],
+) -> None:
+    run, _, _ = finished
+    (whole,) = [c for c in read_candidates(run) if c.plan.changes_nothing]
+    baseline = read_baseline(run)
+    assert whole.name == "uncompressed"
+    assert whole.measurement is not None and whole.measurement.latency == baseline.latency
+    assert run.artifact(whole.trial).read_bytes() == (run.baseline / "model.onnx").read_bytes()
+    assert whole.measurement.sha256 == hashlib.sha256(run.artifact(whole.trial).read_bytes()).hexdigest()
+    base = load_file(run.baseline / "weights.safetensors")
+    kept = load_file(run.checkpoint(whole.trial))
+    assert kept.keys() == base.keys() and all(torch.equal(kept[name], value) for name, value in base.items())
 
 
 def test_reasons_are_counted_and_ranked() -> None:
