@@ -26,8 +26,6 @@ from autocompress.pipeline import QUANTIZED_STEPS
 from autocompress.plan import TrainingSpec
 
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
-QUANTIZED_STEP = 1.5
-"""Seconds of a quantised step, in those of a whole training's mean step."""
 
 
 def enqueue_training(ladder: Ladder, action: str) -> optuna.Trial | None:
@@ -109,8 +107,7 @@ def training_of(
     if (own.architecture, own.pruning) != (other.architecture, other.pruning):
         return rest
     # only the bits are others: the weights need no more training before they are rounded
-    fewer = min(max(LEAST_STEPS[action], round(steps / QUANTIZED_STEP)), QUANTIZED_STEPS)
-    return rest.model_copy(update={"steps": fewer, "quantized_fraction": 1.0})
+    return rest.model_copy(update={"steps": min(steps, QUANTIZED_STEPS), "quantized_fraction": 1.0})
 
 
 def _short_s(seconds: float, random_start_factor: float, newcomer: Candidate) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.ladder import Ladder
+from autocompress.engine.mutation import FEWER_BITS
 from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
 from autocompress.engine.session import Session, running_trials
 from autocompress.engine.step_time import affordable_steps
@@ -18,7 +19,7 @@ SHARES = {"share": 0.15, "estimate": 0.06, "promote": 0.17, "train_on": 0.62}
 One long training of the right member is worth more than many short ones, and sharing pays by its first minutes
 (docs/log.md).
 """
-LENGTHS = {"share": 0.08, "promote": 0.06, "train_on": 0.70}
+LENGTHS = {"share": 0.08, "promote": 0.08, "train_on": 0.70}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
 LONG = 0.1
 """Of the whole time, for a training that goes on, at least."""
@@ -26,8 +27,8 @@ REST = 0.5
 """A training takes what is left of the time where that would be less than this part of it."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
-FILES_BEFORE_NEXT = 2
-"""Of a family, before the next one joins."""
+FILES_BEFORE_NEXT = 1 + len(FEWER_BITS)
+"""Of a family, before the next one joins: the first, and that in fewer bits."""
 LEAST_CYCLES = 2
 STALE = 24
 LONGER = 3
@@ -39,9 +40,7 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
     if ladder.session.polish and used >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
     climbed = _climbed(candidates)
-    if (
-        ladder.next_family() is not None
-    ):  # one family has a file, and one in fewer bits, before time is spent on another
+    if ladder.next_family() is not None:
         return ["promote", "join", *SHARES] if len(climbed) < FILES_BEFORE_NEXT else ["join", *SHARES]
     if cold_families(ladder):
         return list(SHARES)
