@@ -1,9 +1,9 @@
 """What training will make of a candidate: corrected cheap scores, and learning curves.
 
 The drop of a member of the shared weights is not the drop of a trained file. A ridge regression of the trained drop
-on the member's, around a prior, is fitted as pairs arrive. From then on what can still be gained falls with training
-time as a power law (Hestness et al. 2017, Deep Learning Scaling is Predictable), whose exponent each family has of
-its own.
+on the root of the member's, around a prior, is fitted as pairs arrive: what has lost more wins a greater part of it
+back. From then on what can still be gained falls with training time as a power law (Hestness et al. 2017, Deep Learning
+Scaling is Predictable), whose exponent each family has of its own.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from sklearn.linear_model import Ridge
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
 
-KEPT_SHARE = 0.2
-"""Share of a member's drop that is expected to be left after the study's usual steps, before any pair is known."""
+KEPT_OF_ROOT = 0.8
+"""Points expected to be left after the study's usual steps for each square root of a point that a member loses, before any
+pair is known (docs/log.md)."""
 KEPT_OF_CHANGE = 0.1
 """Of what a trained network loses with other bits or fewer channels, the share that a short training does not win back
 (docs/log.md)."""
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
-EXPONENTS = {"base": 0.3, "space": 0.65}
+EXPONENTS = {"base": 0.4, "space": 0.65}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
-ROOM_POINTS = 3.5
-"""How far beyond its teacher a student of the same size is thought to come in the end."""
+ROOM_POINTS = {"base": 2.0, "space": 3.5}
+"""How far beyond its teacher a student of the same size is thought to come in the end; one that begins with the teacher's weights
+stays nearer to it."""
 POINTS_PER_SQUARED_FOLD = 0.16
 """What a student of less capacity loses of that, by the square of the logarithm of the capacities' ratio: on CIFAR-10
 ResNets of 44, 32 and 20 layers lose 0.2, 0.5 and 1.8 points to that of 56 (He et al. 2016, table 6), and the logarithms
@@ -41,16 +43,16 @@ Learned Step Size Quantization, table 1: ResNet-18 at 4, 3 and 2 bits)."""
 
 @dataclass(frozen=True)
 class Expectation:
-    """Trained drop as a linear function of a member's score; of each family an offset of its own."""
+    """Trained drop as a linear function of the root of a member's drop; of each family an offset of its own."""
 
-    share: float
+    slope: float
     offset: float
     offset_of_space: float
 
     def drop_points(self, shared_drop_points: float, family: str) -> float:
         """Expected drop of the file after the study's usual steps."""
         own = self.offset_of_space if family == "space" else 0.0
-        return self.share * shared_drop_points + self.offset + own
+        return self.slope * math.sqrt(max(0.0, shared_drop_points)) + self.offset + own
 
 
 def fit_expectation(candidates: Iterable[Candidate], curves: Curves) -> Expectation:
@@ -82,24 +84,26 @@ def fit_expectation(candidates: Iterable[Candidate], curves: Curves) -> Expectat
         and c.measurement.validation is not None
     ]
     if not pairs:
-        return Expectation(KEPT_SHARE, 0.0, 0.0)
+        return Expectation(KEPT_OF_ROOT, 0.0, 0.0)
     drops, is_space, trained = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
     # in units in which each coefficient is about as uncertain
-    features = np.column_stack([drops / TYPICAL_DROP_POINTS, np.ones(len(drops)), is_space])
-    fit = Ridge(alpha=SHRINKAGE, fit_intercept=False).fit(features, trained - KEPT_SHARE * drops)
-    slope, offset, own = (float(value) for value in fit.coef_)
-    return Expectation(max(0.0, KEPT_SHARE + slope / TYPICAL_DROP_POINTS), offset, own)
+    roots, typical = np.sqrt(drops.clip(min=0.0)), math.sqrt(TYPICAL_DROP_POINTS)
+    features = np.column_stack([roots / typical, np.ones(len(drops)), is_space])
+    fit = Ridge(alpha=SHRINKAGE, fit_intercept=False).fit(features, trained - KEPT_OF_ROOT * roots)
+    change, offset, own = (float(value) for value in fit.coef_)
+    return Expectation(max(0.0, KEPT_OF_ROOT + change / typical), offset, own)
 
 
-def least_drop_points(capacity_ratio: float, bits: Mapping[int, float]) -> float:
+def least_drop_points(family: str, capacity_ratio: float, bits: Mapping[int, float]) -> float:
     """Drop that a student is thought to come near in the end.
 
     Args:
+        family: where its weights come from.
         capacity_ratio: over that of the base.
         bits: share of its weights by their bits.
     """
     rounding = sum(share * POINTS_AT_3_BITS * 4.0 ** (3 - width) for width, share in bits.items())
-    return rounding + POINTS_PER_SQUARED_FOLD * math.log(min(1.0, capacity_ratio)) ** 2 - ROOM_POINTS
+    return rounding + POINTS_PER_SQUARED_FOLD * math.log(min(1.0, capacity_ratio)) ** 2 - ROOM_POINTS[family]
 
 
 @dataclass(frozen=True)

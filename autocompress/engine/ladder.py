@@ -83,7 +83,7 @@ class Ladder:
     def least_drop_points(self, plan: Plan) -> float:
         """Drop that a plan is thought to come near in the end."""
         ratio = self.predictor.capacity(plan) / self.predictor.capacity(Plan())
-        return least_drop_points(ratio, self.predictor.shares_of_bits(plan))
+        return least_drop_points(plan.architecture.family, ratio, self.predictor.shares_of_bits(plan))
 
     @property
     def families(self) -> tuple[str, ...]:

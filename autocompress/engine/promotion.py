@@ -51,7 +51,7 @@ def next_to_promote(
     """The estimated candidate to train first; None while too few wait.
 
     It is the one that adds most to the files by its short training alone; where none adds anything so soon, the one that
-    adds most after a long one to what the trained ones can hope for by then.
+    adds most after a long one to the files and to what the trained ones can hope for by then.
 
     Args:
         busy: trials that are being promoted or trained on.
@@ -73,7 +73,7 @@ def next_to_promote(
     soon = [_estimated(c, short_s(c), 0.0, curves) for c in waiting]
     if not untried and any(added_hypervolumes(soon, measured)):
         return waiting[climbing_order(soon, measured)[0]]
-    taken = [hoped_for(c, seconds, curves) for c in leaves(candidates)]
+    taken = [*measured, *(hoped_for(c, seconds, curves) for c in leaves(candidates))]
     points = [_estimated(c, short_s(c), seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
 

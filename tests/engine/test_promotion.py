@@ -201,6 +201,15 @@ def test_each_family_is_tried_before_families_are_compared() -> None:
     assert third is not None and third.plan.architecture.family == "base"
 
 
+def test_what_files_have_already_is_no_merit_of_an_estimate() -> None:
+    """Alone the one that loses less has the larger volume; beside plain int8 the one that is faster and smaller adds more."""
+    flat = Curves(dict.fromkeys(EXPONENTS, 0.0), CURVES.usual_steps, CURVES.least, CURVES.seconds_per_step)
+    finer, faster = estimated(1, 0.7, 1 / 9.7, 1 / 4.7), estimated(2, 1.4, 1 / 13.3, 1 / 6.2)
+    int8 = trained(3, 0.0, 1 / 3.9, 1 / 2.6, origin=Origin.ENQUEUED, steps=0)
+    assert next_to_promote([finer, faster], set(), short_s, SECONDS, flat, least=1) == finer
+    assert next_to_promote([finer, faster, int8], set(), short_s, SECONDS, flat, least=1) == faster
+
+
 def test_an_estimate_like_a_trained_file_is_not_the_next() -> None:
     """Of two neighbours one is enough."""
     twins = [estimated(n, 1.0, 0.05, 0.05) for n in range(LEAST_ESTIMATES)]
