@@ -426,7 +426,7 @@ def test_killed_while_the_baseline_is_made_there_is_no_run(tmp_path: Path) -> No
 
 PLACES = [
     "optuna:Study.enqueue_trial:2:after", "optuna:Study.ask:2:after", "trial:draft:3:after", "trial:finish:2:after",
-    "trial:finish:5:after", "trial:record:1:before", "trial:record:3:after", "trial:tell:2:before",
+    "trial:finish:4:after", "trial:record:1:before", "trial:record:3:after", "trial:tell:2:before",
     "study:measure_test:1:before",
 ]  # fmt: skip
 
