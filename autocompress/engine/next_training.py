@@ -20,6 +20,7 @@ from autocompress.engine.pace import KNEES, first_trained, is_exhausted, length_
 from autocompress.engine.promotion import LEAST_ESTIMATES, next_to_polish, next_to_promote, next_to_train_on
 from autocompress.engine.run_folder import read_candidate, read_candidates
 from autocompress.engine.session import ask
+from autocompress.engine.time_left import training_time_left_s
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.pipeline import QUANTIZED_STEPS
@@ -54,7 +55,8 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     horizon = length_s(ladder, "train_on")
     if action == "promote":
         least = 1 if is_exhausted(ladder, candidates) else LEAST_ESTIMATES
-        short_s = partial(_short_s, seconds, session.config.training.random_start_factor)
+        left = training_time_left_s(session, ladder.overhead_s)
+        short_s = partial(short_training_s, seconds, left, session.config.training.random_start_factor)
         parent = next_to_promote(candidates, busy, short_s, horizon, ladder.curves(candidates), least)
         # a family's first file is trained for long at once: there is a good front early
         is_first = parent is not None and not busy and parent.plan.architecture.family not in first_trained(candidates)
@@ -110,7 +112,7 @@ def training_of(
     return rest.model_copy(update={"steps": min(steps, QUANTIZED_STEPS), "quantized_fraction": 1.0})
 
 
-def _short_s(seconds: float, random_start_factor: float, newcomer: Candidate) -> float:
-    """Length of a first training: longer for what starts at random, or from what did and is shared."""
+def short_training_s(seconds: float, left: float, random_start_factor: float, newcomer: Candidate) -> float:
+    """Length of a first training: longer for what starts at random, or from what did and is shared, if so much is left."""
     at_random = newcomer.plan.architecture.family == "space" and newcomer.parent is None
-    return seconds * (random_start_factor if at_random else 1.0)
+    return min(left, seconds * (random_start_factor if at_random else 1.0))

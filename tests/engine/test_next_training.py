@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import TrainingSection
-from autocompress.engine.next_training import training_of
+from autocompress.engine.next_training import short_training_s, training_of
 from autocompress.pipeline import QUANTIZED_STEPS
 from autocompress.plan import ArchitectureSpec, Plan, Precision, PruningSpec, QuantizationSpec
 
@@ -52,3 +54,18 @@ def test_a_file_that_is_trained_on_has_a_rate_by_its_length() -> None:
     assert short.learning_rate == pytest.approx(0.1 * SETTINGS.learning_rate)
     assert long.learning_rate == SETTINGS.learning_rate
     assert short.quantized_fraction is long.quantized_fraction is None
+
+
+@pytest.mark.parametrize(
+    "left, student_s, base_s", [(math.inf, 250.0, 100.0), (240.0, 240.0, 100.0), (60.0, 60.0, 60.0)]
+)
+def test_a_random_start_gets_more_time_but_never_more_than_is_left(
+    left: float, student_s: float, base_s: float
+) -> None:
+    def seconds(family: str, parent: int | None = None) -> float:
+        plan = Plan(architecture=ArchitectureSpec(family=family, choices={"depth": 1} if family == "space" else {}))
+        newcomer = Candidate(trial=1, origin=Origin.SAMPLED, state=State.ESTIMATED, plan=plan, parent=parent)
+        return short_training_s(100.0, left, 2.5, newcomer)
+
+    assert seconds("space") == student_s
+    assert seconds("base") == seconds("space", parent=0) == base_s  # what was trained before is no random start
