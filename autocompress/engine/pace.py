@@ -22,7 +22,7 @@ One long training of the right member is worth more than many short ones, and sh
 LENGTHS = {"share": 0.08, "promote": 0.08, "train_on": 0.70}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
 LONG = 0.12
-"""Of the whole time, for a training that goes on, at least."""
+"""Of the whole time, for the first training of a family and for one that goes on, at least (docs/log.md)."""
 REST = 0.5
 """A training takes what is left of the time where that would be less than this part of it."""
 KNEES, POLISH_SHARE = 3, 0.3

@@ -70,8 +70,8 @@ def test_without_pairs_a_part_of_the_drop_is_expected_to_stay() -> None:
 
 @pytest.mark.parametrize(("slope", "offset"), [(0.2, 0.3), (0.8, -0.5), (0.5, 2.0)])
 def test_a_line_is_found_again_from_many_pairs(slope: float, offset: float) -> None:
-    found = fit_expectation(pairs(200, slope, offset), CURVES)
-    assert found.slope == pytest.approx(slope, abs=0.1)
+    found = fit_expectation(pairs(800, slope, offset), CURVES)
+    assert found.slope == pytest.approx(slope, abs=0.05)
     assert found.offset == pytest.approx(offset, abs=0.25)
     for shared in (0.0, 5.0, 12.0):
         assert found.drop_points(shared, "base") == pytest.approx(slope * math.sqrt(shared) + offset, abs=0.3)
