@@ -180,10 +180,12 @@ class Predictor:
         ]
         self.bytes_per_layer = max(0.0, statistics.median(extra)) if extra else 0.0
         self.latency_table.fill([o for operators in [self.baseline, *found.values()] for o in operators])
-        timed = [(found[c.trial], c.measurement.latency) for c in measured if c.measurement and c.measurement.latency]
-        # neighbours slow the large baseline down, hardly the small candidate: the run's median is steadier
-        baseline_ms = statistics.median(latency.baseline_ms for _, latency in timed) if timed else None
-        pairs = [(self.latency_table.features(ops), latency.latency_ms / (baseline_ms or 1)) for ops, latency in timed]
+        # of one sitting: another one may find the processor at another speed (docs/log.md)
+        pairs = [
+            (self.latency_table.features(found[c.trial]), c.measurement.latency.ratio)
+            for c in measured
+            if c.measurement is not None and c.measurement.latency is not None
+        ]
         self.correction = fit_correction(self.latency_table.features(self.baseline), pairs)
 
 
