@@ -140,6 +140,11 @@ class Plan(_Spec):
         return not any(decided) and precisions <= {Precision.FLOAT32}
 
     @property
+    def network(self) -> str:
+        """What makes the plan's float network, as JSON."""
+        return self.model_dump_json(include={"architecture", "pruning"})
+
+    @property
     def decisions(self) -> str:
         """What makes the plan's file, but for its training, as JSON."""
         return self.model_dump_json(include={"architecture", "pruning", "quantization"})

@@ -24,7 +24,7 @@ from autocompress.engine.promotion import (
     next_to_train_on,
     objectives,
 )
-from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, TrainingSpec
+from autocompress.plan import ArchitectureSpec, Plan, Precision, PruningSpec, QuantizationSpec, TrainingSpec
 
 grid = st.tuples(st.integers(-4, 12), st.integers(-12, 2), st.integers(-12, 2))
 points_of = st.lists(grid.map(lambda p: (p[0] / 4, p[1] / 4, p[2] / 4)), min_size=1, max_size=7)
@@ -217,6 +217,22 @@ def test_an_estimate_like_a_trained_file_is_not_the_next() -> None:
     file = trained(60, 0.3, 0.05, 0.05, parent=0)
     parent = next_to_promote([*twins, other, file], set(), short_s, SECONDS, CURVES)
     assert parent is not None and parent.trial == 50
+
+
+def test_a_network_that_was_trained_is_not_trained_anew_in_other_bits() -> None:
+    """What begins with its weights gains by them; what begins with the shared ones pays for them again."""
+    file = trained(60, 2.0, 0.1, 0.1)
+    coarse = QuantizationSpec(precisions={"layer": Precision.W4A8})
+    plan = file.plan.model_copy(update={"quantization": coarse})
+    anew, begun = (
+        estimated(n, 0.1, 0.05, 0.05, parent).model_copy(update={"plan": plan}) for n, parent in ((1, None), (2, 60))
+    )
+    others = [estimated(10 + n, 2.9, 0.9, 0.9) for n in range(LEAST_ESTIMATES)]
+    best = [next_to_promote([file, c, *others], set(), short_s, SECONDS, CURVES) for c in (anew, begun)]
+    assert best[0] is not None and best[0].trial >= 10
+    assert best[1] == begun
+    failed = trained(60, 2.0, state=State.FAILED)  # lends nothing
+    assert next_to_promote([failed, anew, *others], set(), short_s, SECONDS, CURVES) == anew
 
 
 def test_an_estimate_with_other_bits_takes_nothing_from_its_parent() -> None:
