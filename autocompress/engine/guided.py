@@ -150,11 +150,20 @@ class Guide:
         ]
         return max(speedups) or EASIEST_SPEEDUP, max(factors) or EASIEST_SMALLER
 
+    @property
+    def limits_latency(self) -> bool:
+        """Whether the study says how fast a plan has to be."""
+        return self.limits.min_speedup is not None or self.limits.max_latency_ms is not None
+
+    @property
+    def limits_size(self) -> bool:
+        """Whether the study says how small a file has to be."""
+        return self.limits.max_size_ratio is not None or self.limits.max_size_bytes is not None
+
     def _is_too_slow(self, plan: Plan) -> bool:
         """Whether a network is beyond the limit on latency in any bits, and not worth a measurement."""
         found = self.predictor.usual_operators(plan)
-        limited = self.limits.min_speedup is not None or self.limits.max_latency_ms is not None
-        return limited and self.predictor.latency_ratio(found) * self.easiest()[0] > 1 + TOO_SLOW
+        return self.limits_latency and self.predictor.latency_ratio(found) * self.easiest()[0] > 1 + TOO_SLOW
 
     def _draw_targets(self, draw: Draw) -> Targets:
         speedup, smaller = self.easiest()

@@ -154,7 +154,8 @@ def first_plans(ladder: Ladder, family: str) -> list[NamedPlan]:
     path = ladder.shared.folder / "taken_from.json"
     taken = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     known = [NamedPlan(entry["name"], Plan.model_validate(entry["plan"]), None) for entry in taken]
-    return [*(n for n in known if n.plan.architecture.family == family), *solver_plans(ladder.guide, family)]
+    own = [n for n in known if n.plan.architecture.family == family]
+    return [*own, *solver_plans(ladder.guide, family, ladder.session.config.study.timeout_s)]
 
 
 def plan_and_name(named: NamedPlan) -> dict[str, Any]:

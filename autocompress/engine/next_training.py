@@ -58,9 +58,9 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         left = training_time_left_s(session, ladder.overhead_s)
         short_s = partial(short_training_s, seconds, left, session.config.training.random_start_factor)
         parent = next_to_promote(candidates, busy, short_s, horizon, ladder.curves(candidates), least)
-        # a family's first file is trained for long at once: there is a good front early
         is_first = parent is not None and not busy and parent.plan.architecture.family not in first_trained(candidates)
-        seconds = horizon if parent is None or is_first else short_s(parent)
+        # a family's first file is trained for long at once, if it loses anything: there is a good front early
+        seconds = horizon if parent is None or (is_first and loses(parent)) else short_s(parent)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
@@ -105,11 +105,16 @@ def training_of(
         return TrainingSpec(steps=steps, start=start)
     # what is left of a trained network is no random start
     rest = TrainingSpec(steps=steps, start=start, learning_rate=settings.learning_rate)
-    own, other = parent.plan, trained.plan
-    if (own.architecture, own.pruning) != (other.architecture, other.pruning):
+    if parent.plan.network != trained.plan.network:
         return rest
     # only the bits are others: the weights need no more training before they are rounded
     return rest.model_copy(update={"steps": min(steps, QUANTIZED_STEPS), "quantized_fraction": 1.0})
+
+
+def loses(newcomer: Candidate) -> bool:
+    """Whether an estimate expects a drop that longer training could take away."""
+    expected = None if newcomer.estimate is None else newcomer.estimate.drop_points
+    return expected is None or expected > 0
 
 
 def short_training_s(seconds: float, left: float, random_start_factor: float, newcomer: Candidate) -> float:

@@ -18,17 +18,18 @@ from autocompress.engine.space import PerLayer
 from autocompress.operators import Operator
 from autocompress.plan import ArchitectureSpec, Plan
 
-MEMBERS, SECONDS = 60, 20.0
+MEMBERS = 60
 """To look at, at most: one must be built and traced."""
 START_UP = MEMBERS // 4
 """Of them drawn at random."""
 
 
-def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[ArchitectureSpec]:
+def space_front(guide: Guide, speedups: Sequence[float], seed: int, seconds: float) -> list[ArchitectureSpec]:
     """For each speed-up the member of most capacity that reaches it at the usual precision, once each.
 
     Args:
         speedups: over the baseline.
+        seconds: to look for, at most.
     """
     sampler = optuna.samplers.TPESampler(n_startup_trials=START_UP, seed=seed)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
@@ -49,7 +50,7 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int) -> list[Arch
         trial.set_constraint("latency", ratio * min(speedups) - 1)
         return predictor.capacity(plan), 1 / ratio
 
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     first: list[tuple[optuna.Trial, Plan]] = []
     operators: list[Operator] = []
     while not first or (len(first) < START_UP and time.perf_counter() < end):

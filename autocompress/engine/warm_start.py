@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,15 +24,23 @@ from autocompress.models import state_digest
 from autocompress.plan import DistillationSpec, Plan, PruningSpec, TrainingSpec
 
 SPEEDUPS, FACTORS = (1.15, 1.5, 2.1), (1.25, 1.7, 2.4)
-"""Targets of the solver's plans, in units of the easiest ones."""
+"""Targets of the solver's plans, in units of the limits."""
+WIDE = (1.2, 2.5, 5.0)
+"""The same where no limit says how far to go: some base loses nothing at the first, another all it knows at the last."""
+LOOK_S, LOOK_SHARE = 20.0, 0.02
+"""Time to look for members of the model space, at most: seconds, and share of the study's."""
 FRONT_MEMBERS = 6
 TRAIN_DIGEST = "train.sha256"
 SECTIONS = ("model", "data", "task", "training", "space", "target")
 """What two studies must share for the one to begin with what the other has found; seeds and limits may differ."""
 
 
-def solver_plans(guide: Guide, family: str) -> Iterator[NamedPlan]:
-    """For a few targets the shrunken base, or the member of the model space, that the tables think best."""
+def solver_plans(guide: Guide, family: str, timeout_s: float | None) -> Iterator[NamedPlan]:
+    """For a few targets the shrunken base, or the member of the model space, that the tables think best.
+
+    Args:
+        timeout_s: of the study; the look into the model space takes a small part of it.
+    """
     speedup, smaller = guide.easiest()
     low, high = guide.bits_range()
     section = guide.space.section
@@ -42,19 +51,21 @@ def solver_plans(guide: Guide, family: str) -> Iterator[NamedPlan]:
         hidden_weight=section.hidden_weight[0],
         relation_weight=section.relation_weight[0],
     )
-    speedups = [speedup * faster for faster in SPEEDUPS]
-    members = space_front(guide, speedups, guide.space.seed) if family == "space" else []
+    speedups = [speedup * faster for faster in (SPEEDUPS if guide.limits_latency else WIDE)]
+    factors = [smaller * factor for factor in (FACTORS if guide.limits_size else WIDE)]
+    look_s = min(LOOK_S, LOOK_SHARE * (timeout_s or math.inf))
+    members = space_front(guide, speedups, guide.space.seed, look_s) if family == "space" else []
     seen: list[Plan] = []
     for place, faster in enumerate(speedups[: len(members)] if family == "space" else speedups):
-        for factor in FACTORS:
-            targets = Targets(faster, smaller * factor, (low * high) ** 0.5)
+        for factor in factors:
+            targets = Targets(faster, factor, (low * high) ** 0.5)
             if family == "base":
                 plan = guide.base_plan(targets, distillation, 0)
             else:
                 plan = guide.space_plan(members[place], PruningSpec(), targets, distillation, 0)
             if plan not in seen:  # a small network has few
                 seen.append(plan)
-                name = f"solver, {family}, {faster:.1f}x faster and {targets.smaller:.1f}x smaller"
+                name = f"solver, {family}, {faster:.1f}x faster and {factor:.1f}x smaller"
                 yield NamedPlan(name, plan, None)
 
 

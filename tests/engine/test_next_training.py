@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from autocompress.candidate import Candidate, Origin, State
+from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.config import TrainingSection
-from autocompress.engine.next_training import short_training_s, training_of
+from autocompress.engine.next_training import loses, short_training_s, training_of
 from autocompress.pipeline import QUANTIZED_STEPS
 from autocompress.plan import ArchitectureSpec, Plan, Precision, PruningSpec, QuantizationSpec
 
@@ -69,3 +69,9 @@ def test_a_random_start_gets_more_time_but_never_more_than_is_left(
 
     assert seconds("space") == student_s
     assert seconds("base") == seconds("space", parent=0) == base_s  # what was trained before is no random start
+
+
+@pytest.mark.parametrize("drop, expected", [(None, True), (2.5, True), (0.0, False), (-0.3, False)])
+def test_what_is_thought_to_lose_nothing_has_nothing_to_gain(drop: float | None, expected: bool) -> None:
+    estimate = Estimate(size_ratio=0.1, latency_ratio=0.2, drop_points=drop)
+    assert loses(FINER.model_copy(update={"estimate": estimate})) is expected

@@ -65,7 +65,7 @@ def test_the_largest_that_is_fast_enough_is_found(guide: Guide) -> None:
     assert len(known) == 16
     speeds = sorted(speed for _, speed, _ in known.values())
     targets = [speeds[0] * 0.99, *speeds[4::4]]
-    found = space_front(guide, targets, 0)
+    found = space_front(guide, targets, 0, 20.0)
     for target in targets:
         able = [capacity for capacity, speed, _ in known.values() if speed >= target]
         own = [known[repr(member)] for member in found if known[repr(member)][1] >= target]
@@ -73,9 +73,9 @@ def test_the_largest_that_is_fast_enough_is_found(guide: Guide) -> None:
 
 
 def test_each_member_is_named_once_and_none_where_none_is_fast_enough(guide: Guide) -> None:
-    found = space_front(guide, [1e-3, 1e-3], 0)
+    found = space_front(guide, [1e-3, 1e-3], 0, 20.0)
     assert len(found) == 1
-    assert space_front(guide, [1e6], 0) == []
+    assert space_front(guide, [1e6], 0, 20.0) == []
 
 
 def test_what_cannot_be_small_enough_is_left_out(guide: Guide) -> None:
@@ -84,5 +84,5 @@ def test_what_cannot_be_small_enough_is_left_out(guide: Guide) -> None:
     low, high = guide.bits_range()
     most_bytes = middle * (low * high) ** 0.5 / 8
     limits = LimitsSection(max_size_bytes=int(most_bytes) + 1)
-    (found,) = space_front(replace(guide, limits=limits), [1e-3], 0)
+    (found,) = space_front(replace(guide, limits=limits), [1e-3], 0, 20.0)
     assert known[repr(found)][2] <= middle * 1.1

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from benches import make_bench
+from ladders import make_guide
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from autocompress.config import StudyConfig, load_study
+from autocompress.config import LimitsSection, StudyConfig, load_study
+from autocompress.data.task import TaskData
+from autocompress.engine.guided import Guide
 from autocompress.engine.run_folder import RunFolder, write_study
-from autocompress.engine.warm_start import TRAIN_DIGEST, earlier_run, take_over_
+from autocompress.engine.warm_start import TRAIN_DIGEST, earlier_run, solver_plans, take_over_
 
 STUDY = """
 [study]
@@ -77,3 +83,35 @@ def test_what_is_taken_over_cost_this_run_nothing(tmp_path: Path) -> None:
     assert record["base"]["seconds"] == 0.0 and record["base"]["cycles"] == 2
     assert torch.equal(load_file(own.root / "shared" / "base.safetensors")["w"], torch.full((2, 3), 9.0))
     assert (own.root / "shared" / "tables.json").read_text() == "{}"
+
+
+# The solver's own front
+
+
+@pytest.fixture(scope="module")
+def guide(resnet20: nn.Module, digits: TaskData, tmp_path_factory: pytest.TempPathFactory) -> Guide:
+    return make_guide(make_bench(resnet20, digits), tmp_path_factory.mktemp("table"))
+
+
+def first_ratios(guide: Guide) -> list[tuple[float, float]]:
+    """Bytes and latency of the solver's plans by the tables, over the baseline's."""
+    plans = [named.plan for named in solver_plans(guide, "base", None)]
+    operators = [(plan, guide.predictor.operators(plan)) for plan in plans]
+    return [
+        (guide.predictor.size_bytes(plan, found) / guide.baseline.size_bytes, guide.predictor.latency_ratio(found))
+        for plan, found in operators
+    ]
+
+
+def test_first_plans_keep_the_limits(guide: Guide) -> None:
+    limits = LimitsSection(min_speedup=3.0, max_size_ratio=0.2)
+    found = first_ratios(replace(guide, limits=limits))
+    assert found and all(size <= 0.2 and latency <= 1 / 3.0 for size, latency in found)
+
+
+def test_without_limits_first_plans_go_from_mild_to_bold(guide: Guide) -> None:
+    """Which of them a base can bear, nobody knows before."""
+    sizes, latencies = zip(*first_ratios(guide), strict=True)
+    assert max(sizes) > 2.5 * min(sizes)
+    # integer kernels alone make the mildest fast, on some processors more than on others
+    assert max(latencies) > 1.5 * min(latencies)
