@@ -29,6 +29,8 @@ KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 FILES_BEFORE_NEXT = 1 + len(FEWER_BITS)
 """Of a family, before the next one joins: the first, and that in fewer bits."""
+JOINS_UNTIL = 0.5
+"""Of the whole time: the next family takes as long for its first files as the one before, or it is left out."""
 LEAST_CYCLES = 2
 STALE = 24
 LONGER = 3
@@ -40,7 +42,8 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
     if ladder.session.polish and used >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
     climbed = _climbed(candidates)
-    if ladder.next_family() is not None:
+    joins = ladder.session.config.study.timeout_s is None or used <= JOINS_UNTIL
+    if joins and ladder.next_family() is not None:
         return ["promote", "join", *SHARES] if len(climbed) < FILES_BEFORE_NEXT else ["join", *SHARES]
     if cold_families(ladder):
         return list(SHARES)

@@ -11,6 +11,7 @@ from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.pace import (
     FILES_BEFORE_NEXT,
+    JOINS_UNTIL,
     LEAST_CYCLES,
     LENGTHS,
     LONG,
@@ -79,6 +80,13 @@ def test_a_family_joins_when_the_one_before_it_has_its_first_files() -> None:
     assert in_order_of_need(ladder(20.0, "space"), tried[:-1], 0.2)[:2] == ["promote", "join"]
     assert in_order_of_need(ladder(20.0, "space"), tried, 0.2)[0] == "join"
     assert "join" not in in_order_of_need(ladder(20.0), tried, 0.2)
+
+
+def test_a_family_that_comes_too_late_for_files_of_its_own_stays_out() -> None:
+    files = [took(n, 30.0, Origin.PROMOTED) for n in range(FILES_BEFORE_NEXT)]
+    assert in_order_of_need(ladder(20.0, "space"), files, JOINS_UNTIL)[0] == "join"
+    late = in_order_of_need(ladder(20.0, "space"), files, JOINS_UNTIL + 0.01)
+    assert "join" not in late and set(late) == set(SHARES)
 
 
 def test_a_long_first_training_does_not_use_up_the_time_of_short_ones() -> None:
