@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from safetensors.torch import load_file
 
 from autocompress.candidate import Candidate, State
-from autocompress.config import LimitsSection, StudyConfig
+from autocompress.config import LimitsSection, StudyConfig, TrainingSection
 from autocompress.engine.baseline import (
     Inputs,
     ensure_run,
@@ -32,7 +32,7 @@ from autocompress.engine.baseline import (
     restore_base,
     validation_answers,
 )
-from autocompress.engine.continuation import promising
+from autocompress.engine.continuation import continued_rate, promising
 from autocompress.engine.events import Watcher
 from autocompress.engine.recovery import recover
 from autocompress.engine.run_folder import (
@@ -53,15 +53,15 @@ from autocompress.engine.trial import attempt
 from autocompress.engine.workers import working
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
-from autocompress.pipeline import Bench
+from autocompress.pipeline import QUANTIZED_STEPS, Bench
 from autocompress.plan import DistillationSpec, Plan, Precision, QuantizationSpec, TrainingSpec
 
 PARTS = ("architecture", "bits", "distillation")
 FEW = 3
 """Architectures that go on to the bits, and plans that go on to the distillation."""
 
-DISTILLATION_TRIALS = 8
-"""The last part's time is cut into so many trainings, several times longer than the first part's."""
+DISTILLATION_TRIALS = 4
+"""The last part's time is cut into so many trainings: fewer make each longer, and what goes on gains by length."""
 
 PLAIN = Precision.W8A8
 PLAIN_BITS = 8
@@ -120,10 +120,10 @@ class BitsSpace:
             layer: draw.level("precision", layer, options, place / len(layers)) for place, layer in enumerate(layers)
         }
         # the float32 weights are trained already, so a trial pays for the quantised phase of a joint trial alone
-        steps = round(self.space.steps(parent.architecture.family) * self.quantized_fraction)
+        steps = min(round(self.space.steps(parent.architecture.family) * self.quantized_fraction), QUANTIZED_STEPS)
         changes = {
             "quantization": QuantizationSpec(precisions=precisions),
-            "training": TrainingSpec(steps=steps, start=self.starts[name]),
+            "training": TrainingSpec(steps=steps, start=self.starts[name], quantized_fraction=1.0),
             "seed": self.space.seed + number,
         }
         return parent.model_copy(update=changes)
@@ -134,6 +134,7 @@ class DistillationSpace:
     """Only the weights of the losses, over a long training."""
 
     space: Space
+    settings: TrainingSection
     parents: Mapping[str, Candidate]
     starts: Mapping[str, str]
     affordable_steps: Callable[[Candidate], int]
@@ -154,9 +155,10 @@ class DistillationSpace:
         )
         # time has passed since the trial was begun
         steps = max(self.affordable_steps(parent), LEAST_STEPS)
+        rate = continued_rate(self.settings, parent.plan.architecture.family, parent.total_steps, steps)
         changes = {
             "distillation": distillation,
-            "training": TrainingSpec(steps=steps, start=self.starts[name]),
+            "training": TrainingSpec(steps=steps, start=self.starts[name], learning_rate=rate),
             "seed": self.space.seed + number,
         }
         return parent.plan.model_copy(update=changes)
@@ -225,9 +227,9 @@ def _timeout_s(session: Session) -> float:
     return timeout
 
 
-def _with_quantized_fraction(session: Session, fraction: float) -> Bench:
-    """The bench with another share of quantised training."""
-    training = session.bench.training.model_copy(update={"quantized_fraction": fraction})
+def _without_quantized_training(session: Session) -> Bench:
+    """The bench for networks that are trained in float32 and rounded afterwards."""
+    training = session.bench.training.model_copy(update={"quantized_fraction": 0.0})
     return replace(session.bench, training=training)
 
 
@@ -266,7 +268,7 @@ def _architecture_part(session: Session, _: Sequence[Candidate]) -> Part:
         config=session.config.model_copy(update={"limits": limits}),
         space=space,
         suggests=space,
-        bench=_with_quantized_fraction(session, 0.0),
+        bench=_without_quantized_training(session),
     )
     enqueued = [
         Decision(
@@ -311,7 +313,6 @@ def _bits_part(session: Session, found: Sequence[Candidate]) -> Part | None:
         session,
         study=_part_study(session.run, PARTS[1], first),
         suggests=space,
-        bench=_with_quantized_fraction(session, 1.0),
     )
     enqueued = [_uniform_bits(session, name, parent) for name, parent in parents.items()]
     ends_s = 2 * _timeout_s(session) / 3
@@ -349,7 +350,7 @@ def _distillation_part(session: Session, found: Sequence[Candidate]) -> Part | N
         own_s = min(max(seconds - rest_s, rest_s), training_time_left_s(session, rest_s))
         return affordable_steps(session.bench, own_s, _seconds_per_step(session, parent))
 
-    space = DistillationSpace(session.space, parents, _starts(session, parents), steps_of)
+    space = DistillationSpace(session.space, session.config.training, parents, _starts(session, parents), steps_of)
     own = replace(session, study=_part_study(session.run, PARTS[2], first), suggests=space)
     defaults = DistillationSpec()
     params = {
