@@ -26,6 +26,8 @@ ENGINES: dict[str, dict[str, str]] = {
     "nsga2": {"engine": "plain", "sampler": "nsga2"},
 }
 STOCK = ("tpe", "nsga2")
+SCORES = "test_scores.json"
+"""Beside a piece's ``result.json``."""
 GRACE_S = 60.0
 """A trial begun within the time may end so much later and still counts, for every engine: a last training is cut to
 the seconds left at the speed of an earlier one, and export, evaluation and timing follow."""
@@ -254,11 +256,9 @@ def read_results(out: Path) -> list[EngineRun]:
 
 
 def read_scores(out: Path) -> list[TestScore]:
-    """Test scores; empty before ``score``."""
-    path = out / "test_scores.json"
-    if not path.is_file():
-        return []
-    return [TestScore.model_validate(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["scores"]]
+    """Test scores of all pieces that were scored."""
+    written = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(f"*_seed*/{SCORES}"))]
+    return [TestScore.model_validate(entry) for content in written for entry in content["scores"]]
 
 
 def tuned_runs(out: Path, engine: str) -> list[EngineRun]:

@@ -155,7 +155,9 @@ def report_page(
     """The table of the benchmark as Markdown."""
     lines = ["# Search efficiency", "", *_machine_lines(runs), "", *_run_table(runs), ""]
     for figure in figures:
-        lines += [f"## Seed {figure.seed}", "", *_claim_table(figure), "", *_pair_table(figure), ""]
+        own = [run for run in runs if run.seed == figure.seed]
+        lines += [f"## Seed {figure.seed}", "", *_processor_lines(own)]
+        lines += [*_claim_table(figure), "", *_pair_table(figure), ""]
     lines += ["## Beside it", "", *_beside_table(runs, control), ""]
     if tuned:
         budgets = "; ".join(f"{r.engine} {r.steps} steps: {final_volume(r.counted):.3f}" for r in tuned)
@@ -177,6 +179,17 @@ def _machine_lines(runs: Sequence[EngineRun]) -> list[str]:
         f"Hypervolume of validation drop in points, ln size ratio and ln latency ratio, reference point "
         f"{REFERENCE_POINT}, of all measured files; limits on what is trained, for all engines: {'; '.join(limits)}.",
     ]
+
+
+def _processor_lines(runs: Sequence[EngineRun]) -> list[str]:
+    """A warning where the engines of one seed had different processors."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        found.setdefault(str(run.facts["cpu"]), []).append(run.engine)
+    if len(found) < 2:
+        return []
+    told = "; ".join(f"{', '.join(engines)} on {cpu}" for cpu, engines in found.items())
+    return [f"Wall times of this seed do not compare, because its engines ran on different processors: {told}.", ""]
 
 
 def _run_table(runs: Sequence[EngineRun]) -> list[str]:

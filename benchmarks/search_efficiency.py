@@ -8,8 +8,9 @@ after the other.
 
 A piece is one engine with one seed: a process of its own, a run folder that a second call goes on with, and a
 ``result.json`` when it ends. ``all`` does the missing pieces, the engines in turn within each seed. Every piece
-pays for everything from its start: the export and measurement of the base, and all training. ``score`` freezes the
-fronts on validation and reads the test split once, for the files of all engines in one sitting; ``report`` draws.
+pays for everything from its start: the export and measurement of the base, and all training. A result is final, so
+its front is chosen by validation alone; ``score`` then reads the test split for it, once; ``report`` draws.
+``result.json`` and ``test_scores.json`` hold all that ``report`` needs: pieces may be run on several days.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rich.console import Console
 
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import LimitsSection, StudyConfig, load_study
+from autocompress.deploy.card import sha256
 from autocompress.deploy.latency_table import CACHE_VARIABLE
 from autocompress.deploy.machine_lock import training_batch
 from autocompress.engine.baseline import load_inputs, test_answers, training_threads
@@ -40,6 +42,7 @@ from autocompress.engine.run_folder import (
     RunFolder,
     open_run,
     read_baseline,
+    read_candidate,
     read_candidates,
     read_facts,
     run_config,
@@ -53,6 +56,7 @@ from benchmarks.claim import lineage
 from benchmarks.efficiency_figures import (
     ENGINES,
     REFERENCE_LIMITS,
+    SCORES,
     EngineRun,
     MeasuredFile,
     Sitting,
@@ -286,49 +290,28 @@ def tune(arguments: argparse.Namespace) -> None:
 
 
 def score(arguments: argparse.Namespace) -> None:
-    """Freeze the fronts on validation, then score all their files on the test split in one sitting."""
-    out = arguments.out
-    frozen = freeze_fronts(out)
-    scores: list[TestScore] = []
+    """Score the front of each piece that has ended, as validation has it, on the test split; once."""
     benches: dict[int, Bench] = {}
-    for entry in frozen:
-        run = open_run(piece_folder(out, entry["engine"], entry["seed"]) / "run")
-        if entry["seed"] not in benches:
-            benches[entry["seed"]] = _scoring_bench(run, arguments)
-        bench, yardstick = benches[entry["seed"]], test_answers(run, benches[entry["seed"]])
-        by_trial = {candidate.trial: candidate for candidate in read_candidates(run)}
-        for trial, digest in entry["files"].items():
-            plan = by_trial[int(trial)].plan
-            own = answers(bench, run.artifact(int(trial)), bench.data.test, plan)
-            accuracy = compare(bench.data, bench.data.test, own, yardstick)
-            named = {"engine": entry["engine"], "seed": entry["seed"], "trial": int(trial), "sha256": digest}
-            scores.append(TestScore(**named, accuracy=accuracy))
-            print(f"{entry['engine']}, seed {entry['seed']}, trial {trial}: {percent(accuracy.fraction)}", flush=True)
-    content = {"date": now(), "scores": [score.model_dump(mode="json") for score in scores]}
-    write_json(out / "test_scores.json", content)
+    for ended in read_results(arguments.out):
+        folder = piece_folder(arguments.out, ended.engine, ended.seed)
+        if (folder / SCORES).is_file():
+            continue
+        run = open_run(folder / "run")
+        if ended.seed not in benches:
+            benches[ended.seed] = _scoring_bench(run, arguments)
+        scores = [_test_score(benches[ended.seed], run, ended, file) for file in file_front(ended.counted)]
+        content = {"date": now(), "scores": [score.model_dump(mode="json") for score in scores]}
+        write_json(folder / SCORES, content)
 
 
-def freeze_fronts(out: Path) -> list[dict[str, Any]]:
-    """The front of each piece by validation, written once; what ends later is refused.
-
-    Raises:
-        SystemExit: the fronts were frozen, and are no longer those of the results.
-    """
-    path = out / "fronts.json"
-    fronts = [
-        {
-            "engine": run.engine,
-            "seed": run.seed,
-            "files": {str(file.trial): file.sha256 for file in file_front(run.counted)},
-        }
-        for run in read_results(out)
-    ]
-    if not path.is_file():
-        write_json(path, fronts)
-    frozen: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    if frozen != fronts:
-        sys.exit(f"test is read for fronts that were frozen before; {path} differs from the results; compare them")
-    return frozen
+def _test_score(bench: Bench, run: RunFolder, ended: EngineRun, file: MeasuredFile) -> TestScore:
+    artifact, plan = run.artifact(file.trial), read_candidate(run, file.trial).plan
+    if sha256(artifact) != file.sha256:
+        sys.exit(f"test is read for the file that was measured; {artifact} is another one; run the piece anew")
+    own = answers(bench, artifact, bench.data.test, plan)
+    accuracy = compare(bench.data, bench.data.test, own, test_answers(run, bench))
+    print(f"{ended.engine}, seed {ended.seed}, trial {file.trial}: {percent(accuracy.fraction)}", flush=True)
+    return TestScore(engine=ended.engine, seed=ended.seed, trial=file.trial, sha256=file.sha256, accuracy=accuracy)
 
 
 def _scoring_bench(run: RunFolder, arguments: argparse.Namespace) -> Bench:
@@ -377,7 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument("--minutes", type=float, default=TUNE_MINUTES)
     tuning.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="steps to try")
 
-    commands.add_parser("score", parents=[shared, loading], help="test figures, when all have ended")
+    commands.add_parser("score", parents=[shared, loading], help="test figures of the pieces that have ended")
     writing = commands.add_parser("report", parents=[shared], help="tables and pictures")
     writing.add_argument("--control", type=Path, help="what benchmarks/control.py printed")
     writing.add_argument("--to", type=Path, default=ROOT / "benchmarks" / "search_efficiency", help="without suffix")

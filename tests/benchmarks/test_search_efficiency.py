@@ -27,7 +27,7 @@ from benchmarks import efficiency_figures as figures_of
 from benchmarks import search_efficiency as bench
 from benchmarks import sequential_recipe
 from benchmarks.efficiency_figures import EngineRun, MeasuredFile, Sitting, TestScore
-from benchmarks.efficiency_report import HAND_SOURCE, report
+from benchmarks.efficiency_report import HAND_SOURCE, report, report_page
 from benchmarks.sequential_recipe import FEW, limits_before_bits, sequential_search
 
 BASELINE_BYTES, BASELINE_MS = 3_400_000, 1.3
@@ -216,13 +216,13 @@ def write_pieces(out: Path, runs: Sequence[EngineRun]) -> None:
 def test_a_report_is_written_from_results(tmp_path: Path) -> None:
     runs = [*made_seed(0), *made_seed(1)]
     write_pieces(tmp_path / "out", runs)
-    scores = [
-        TestScore(engine=run.engine, seed=run.seed, trial=file.trial, sha256=file.sha256,
-                  accuracy=Accuracy(correct=8700, total=10_000, lost=300, gained=166))
-        for run in runs for file in figures_of.file_front(run.files)
-    ]  # fmt: skip
-    written = {"scores": [score.model_dump(mode="json") for score in scores]}
-    (tmp_path / "out" / "test_scores.json").write_text(json.dumps(written))
+    accuracy = Accuracy(correct=8700, total=10_000, lost=300, gained=166)
+    for run in runs:
+        named = {"engine": run.engine, "seed": run.seed, "accuracy": accuracy}
+        scores = [TestScore(trial=f.trial, sha256=f.sha256, **named) for f in figures_of.file_front(run.files)]
+        written = {"scores": [score.model_dump(mode="json") for score in scores]}
+        folder = figures_of.piece_folder(tmp_path / "out", run.engine, run.seed)
+        (folder / figures_of.SCORES).write_text(json.dumps(written), encoding="utf-8")
     control = tmp_path / "control.txt"
     control.write_text(
         "validation: 88.40%, drop 0.06 points [-0.30, 0.42]\ntest: 88.20%, drop 0.14 points [-0.11, 0.39]\n"
@@ -251,15 +251,15 @@ def test_the_budget_is_the_best_that_was_tuned(tmp_path: Path) -> None:
     assert figures_of.tuned_steps(tmp_path, "ladder") is None
 
 
-def test_fronts_are_frozen_once(tmp_path: Path) -> None:
+def test_wall_times_of_different_processors_are_not_compared_silently() -> None:
     ladder, tpe, *_ = made_seed(0)
-    write_pieces(tmp_path, [ladder])
-    frozen = bench.freeze_fronts(tmp_path)
-    assert frozen == [{"engine": "ladder", "seed": 0, "files": {"1": ladder.files[1].sha256}}]
-    assert bench.freeze_fronts(tmp_path) == frozen
-    write_pieces(tmp_path, [tpe])
-    with pytest.raises(SystemExit, match="frozen"):
-        bench.freeze_fronts(tmp_path)
+    elsewhere = tpe.model_copy(update={"facts": tpe.facts | {"cpu": "another one"}})
+    pages = [
+        report_page(runs, [figures_of.seed_figures(0, {r.engine: r for r in runs}, [])], {}, [])
+        for runs in ([ladder, tpe], [ladder, elsewhere])
+    ]
+    assert ["tpe on another one" in page for page in pages] == [False, True]
+    assert ["do not compare" in page for page in pages] == [False, True]
 
 
 def test_a_checkout_without_a_ladder_is_not_taken_for_one() -> None:
@@ -330,9 +330,12 @@ def test_the_recipe_makes_candidates_of_all_three_parts(tiny_config: StudyConfig
         assert candidate.plan.architecture == parent.architecture and candidate.plan.pruning == parent.pruning
         assert candidate.plan.distillation == parent.distillation
         assert candidate.plan.training.start != parent.training.start
+        assert candidate.plan.training.quantized_fraction == 1.0  # what is trained in float32 is only rounded
     for candidate in of_losses:
         parent = by_trial[candidate.parent or 0].plan
         assert candidate.plan.quantization == parent.quantization
+        rate = candidate.plan.training.learning_rate
+        assert rate is not None and rate <= tiny_config.training.learning_rate
     assert len({c.parent for c in of_bits}) <= FEW
     measured = bench.engine_run("sequential", run, tiny_config, [])
     assert len(measured.files) == sum(c.state is State.COMPLETE for c in candidates)
