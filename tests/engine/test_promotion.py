@@ -231,6 +231,10 @@ def test_a_network_that_was_trained_is_not_trained_anew_in_other_bits() -> None:
     best = [next_to_promote([file, c, *others], set(), short_s, SECONDS, CURVES) for c in (anew, begun)]
     assert best[0] is not None and best[0].trial >= 10
     assert best[1] == begun
+    # they wait all the same: the next is not kept back until more are estimated
+    twins = [anew.model_copy(update={"trial": 100 + n}) for n in range(LEAST_ESTIMATES - 1)]
+    assert next_to_promote([file, *twins, others[0]], set(), short_s, SECONDS, CURVES) == others[0]
+    assert next_to_promote([file, *twins, anew], set(), short_s, SECONDS, CURVES) is None
     failed = trained(60, 2.0, state=State.FAILED)  # lends nothing
     assert next_to_promote([failed, anew, *others], set(), short_s, SECONDS, CURVES) == anew
 
