@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from rich.console import Console
 
 from autocompress.candidate import Candidate, Origin, State
@@ -299,17 +300,20 @@ def score(arguments: argparse.Namespace) -> None:
         run = open_run(folder / "run")
         if ended.seed not in benches:
             benches[ended.seed] = _scoring_bench(run, arguments)
-        scores = [_test_score(benches[ended.seed], run, ended, file) for file in file_front(ended.counted)]
+        bench, yardstick = benches[ended.seed], test_answers(run, benches[ended.seed])
+        scores = [_test_score(bench, yardstick, run, ended, file) for file in file_front(ended.counted)]
         content = {"date": now(), "scores": [score.model_dump(mode="json") for score in scores]}
         write_json(folder / SCORES, content)
 
 
-def _test_score(bench: Bench, run: RunFolder, ended: EngineRun, file: MeasuredFile) -> TestScore:
-    artifact, plan = run.artifact(file.trial), read_candidate(run, file.trial).plan
+def _test_score(
+    bench: Bench, yardstick: NDArray[Any], run: RunFolder, ended: EngineRun, file: MeasuredFile
+) -> TestScore:
+    artifact = run.artifact(file.trial)
     if sha256(artifact) != file.sha256:
         sys.exit(f"test is read for the file that was measured; {artifact} is another one; run the piece anew")
-    own = answers(bench, artifact, bench.data.test, plan)
-    accuracy = compare(bench.data, bench.data.test, own, test_answers(run, bench))
+    own = answers(bench, artifact, bench.data.test, read_candidate(run, file.trial).plan)
+    accuracy = compare(bench.data, bench.data.test, own, yardstick)
     print(f"{ended.engine}, seed {ended.seed}, trial {file.trial}: {percent(accuracy.fraction)}", flush=True)
     return TestScore(engine=ended.engine, seed=ended.seed, trial=file.trial, sha256=file.sha256, accuracy=accuracy)
 

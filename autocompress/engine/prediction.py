@@ -98,7 +98,7 @@ class Predictor:
 
     def _of_network(self, plan: Plan) -> tuple[list[Operator], dict[str, int]]:
         """Operators of an architecture at the usual precision, and the axis of each layer's outputs."""
-        key = plan.model_dump_json(include={"architecture", "pruning"})
+        key = plan.network
         if key not in self._traced:
             network = build_network(self.bench, plan)
             traced = trace_network(self.bench, network)

@@ -64,11 +64,12 @@ def next_to_promote(
     gone = _climbed(candidates, busy)
     trained = {c.plan.decisions for c in candidates if c.trial in gone or c.state is State.COMPLETE}
     waiting = [c for c in candidates if _waits(c) and c.trial not in gone and c.plan.decisions not in trained]
-    enough = len(waiting) >= least
+    if len(waiting) < least:
+        return None
     # a trained network in other bits begins with its weights, as an estimate of its own
     networks = {c.plan.network for c in candidates if can_go_on(c) or c.trial in busy}
     waiting = [c for c in waiting if c.parent is not None or c.plan.network not in networks]
-    if not waiting or not enough:
+    if not waiting:
         return None
     # scores of two sets of shared weights, of which one began at random, are no comparison; that one waits
     untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]

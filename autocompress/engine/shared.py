@@ -224,7 +224,7 @@ class Shared:
 
     def bit_errors(self, plan: Plan, bits: int) -> dict[str, float]:
         """Error of rounding each layer of a plan's member alone, against the member without any rounding."""
-        key = plan.model_dump_json(include={"architecture", "pruning"})
+        key = plan.network
         if key not in self._bit_errors:
             shared = self.of(plan.architecture.family)
             member = self.member(plan)

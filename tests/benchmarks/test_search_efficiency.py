@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from autocompress.engine.events import Silent
 from autocompress.engine.pareto import REFERENCE_POINT, front
 from autocompress.engine.run_folder import RunFolder, read_baseline, read_candidates
 from autocompress.engine.session import Session
+from autocompress.pipeline import Bench
 from autocompress.plan import Plan, Precision, TrainingSpec
 from benchmarks import efficiency_figures as figures_of
 from benchmarks import search_efficiency as bench
@@ -260,6 +261,24 @@ def test_wall_times_of_different_processors_are_not_compared_silently() -> None:
     ]
     assert ["tpe on another one" in page for page in pages] == [False, True]
     assert ["do not compare" in page for page in pages] == [False, True]
+
+
+def test_what_was_scored_is_not_read_again(tmp_path: Path) -> None:
+    write_pieces(tmp_path, made_seed(0))
+    for folder in tmp_path.iterdir():
+        (folder / figures_of.SCORES).write_text('{"scores": []}', encoding="utf-8")
+    bench.score(argparse.Namespace(out=tmp_path, data=None))  # there is neither a run folder nor a study
+    assert figures_of.read_scores(tmp_path) == []
+
+
+def test_another_file_than_the_measured_one_is_not_scored(tmp_path: Path) -> None:
+    ladder, *_ = made_seed(0)
+    run = RunFolder(tmp_path)
+    artifact = run.artifact(ladder.files[0].trial)
+    artifact.parent.mkdir(parents=True)
+    artifact.write_bytes(b"another file")
+    with pytest.raises(SystemExit, match="another one"):
+        bench._test_score(cast(Bench, None), np.zeros(0), run, ladder, ladder.files[0])
 
 
 def test_a_checkout_without_a_ladder_is_not_taken_for_one() -> None:
