@@ -50,8 +50,10 @@ def estimate_in_fewer_bits(ladder: Ladder, candidates: Sequence[Candidate]) -> o
         return None
     parent = max(trained, key=lambda c: c.finished_s)
     with exclusive(session.run.root / "ask.lock"):
-        running = [t.user_attrs["plan"] for t in running_trials(session) if "plan" in t.user_attrs]
-        known = [*(c.plan for c in candidates), *(Plan.model_validate_json(text) for text in running)]
+        running = [t.user_attrs for t in running_trials(session) if "plan" in t.user_attrs]
+        # what began with the weights that this file had before it was trained on says nothing of it
+        known = [c.plan for c in candidates if c.parent in (None, parent.trial)]
+        known += [Plan.model_validate_json(own["plan"]) for own in running if own.get("parent") in (None, parent.trial)]
         plan = in_fewer_bits(parent, ladder.guide, known)
         if plan is None:
             return None

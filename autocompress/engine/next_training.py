@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from autocompress.compression.distillation import NEXT_SEED
 from autocompress.config import TrainingSection
 from autocompress.engine.continuation import continued_rate
 from autocompress.engine.estimating import START_UP_ESTIMATES
+from autocompress.engine.expectation import Curves
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.pace import KNEES, first_trained, is_exhausted, length_s, progress, steps_within
 from autocompress.engine.promotion import LEAST_ESTIMATES, next_to_polish, next_to_promote, next_to_train_on
@@ -52,19 +53,25 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         int(t.user_attrs["parent"]) for t in running if t.user_attrs.get("rung") == "train" and "parent" in t.user_attrs
     }
     # what is best after one long training, and not at the end, is trained next: there is a good front at any time
-    horizon = length_s(ladder, "train_on")
+    horizon, curves = length_s(ladder, "train_on"), ladder.curves(candidates)
     if action == "promote":
         least = 1 if is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         left = training_time_left_s(session, ladder.overhead_s)
         short_s = partial(short_training_s, seconds, left, session.config.training.random_start_factor)
-        parent = next_to_promote(candidates, busy, short_s, horizon, ladder.curves(candidates), least)
-        is_first = parent is not None and not busy and parent.plan.architecture.family not in first_trained(candidates)
-        # a family's first file is trained for long at once, if it loses anything: there is a good front early
-        seconds = horizon if parent is None or (is_first and loses(parent)) else short_s(parent)
+        tried = set(first_trained(candidates))
+
+        def first_s(newcomer: Candidate) -> float:
+            # a family's first file is trained for long at once, if it loses anything: there is a good front early
+            is_first = not busy and newcomer.plan.architecture.family not in tried
+            return horizon if is_first and loses(newcomer) else short_s(newcomer)
+
+        needs_s = partial(needed_s, {c.trial: c for c in candidates}, first_s, curves)
+        parent = next_to_promote(candidates, busy, needs_s, horizon, curves, least, ladder.overhead_s)
+        seconds = seconds if parent is None else first_s(parent)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
-        parent = next_to_train_on(candidates, busy, horizon, ladder.curves(candidates))
+        parent = next_to_train_on(candidates, busy, horizon, curves)
     if parent is None:
         return None
     steps = steps_within(ladder, candidates, parent.plan, seconds, action)
@@ -105,10 +112,14 @@ def training_of(
         return TrainingSpec(steps=steps, start=start)
     # what is left of a trained network is no random start
     rest = TrainingSpec(steps=steps, start=start, learning_rate=settings.learning_rate)
-    if parent.plan.network != trained.plan.network:
+    if not only_rounds(parent, trained):
         return rest
-    # only the bits are others: the weights need no more training before they are rounded
     return rest.model_copy(update={"steps": min(steps, QUANTIZED_STEPS), "quantized_fraction": 1.0})
+
+
+def only_rounds(newcomer: Candidate, trained: Candidate) -> bool:
+    """Whether an estimate has but other bits than a file: its weights need no more training before they are rounded."""
+    return newcomer.plan.network == trained.plan.network
 
 
 def loses(newcomer: Candidate) -> bool:
@@ -121,3 +132,17 @@ def short_training_s(seconds: float, left: float, random_start_factor: float, ne
     """Length of a first training: longer for what starts at random, or from what did and is shared, if so much is left."""
     at_random = newcomer.plan.architecture.family == "space" and newcomer.parent is None
     return min(left, seconds * (random_start_factor if at_random else 1.0))
+
+
+def needed_s(
+    candidates: Mapping[int, Candidate], first_s: Callable[[Candidate], float], curves: Curves, newcomer: Candidate
+) -> float:
+    """Seconds of a first training that are used: only rounding a file to other bits takes few steps, whatever time it has.
+
+    Args:
+        candidates: by their trials.
+        first_s: seconds that a newcomer gets.
+    """
+    if newcomer.parent is None or not only_rounds(newcomer, candidates[newcomer.parent]):
+        return first_s(newcomer)
+    return min(first_s(newcomer), QUANTIZED_STEPS * curves.seconds_per_step(newcomer))

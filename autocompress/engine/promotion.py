@@ -11,24 +11,32 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from autocompress.candidate import Candidate, Origin, State
+from autocompress.candidate import Candidate, State
 from autocompress.engine.expectation import Curves, can_go_on
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
+from autocompress.engine.time_left import USUAL_OVERHEAD_S
 
 CONTENDERS = 256
 LEAST_ESTIMATES = 8
 """Estimates that must wait before one of them is promoted."""
 
 
-def climbing_order(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveVector]) -> list[int]:
+def climbing_order(
+    points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveVector], seconds: Sequence[float] | None = None
+) -> list[int]:
     """Indices of ``points``, best first: by the hypervolume added to ``taken``, then by rank, then by drop.
 
     A point that adds hypervolume is not dominated by what is taken. Of thousands of points, which a long search has,
     only the :data:`CONTENDERS` that add most (or, of those that add nothing, lose least) are ranked and returned.
+
+    Args:
+        seconds: that each point costs; then what counts is the hypervolume added in a second (Snoek et al. 2012, Practical
+            Bayesian Optimization, section 3.2, of expected improvement).
     """
     if not points:
         return []
     added = added_hypervolumes(points, taken)
+    added = added if seconds is None else [gain / cost for gain, cost in zip(added, seconds, strict=True)]
     contenders = sorted(range(len(points)), key=lambda k: (-added[k], points[k][0]))[:CONTENDERS]
     rank = dict(zip(contenders, ranks([points[k] for k in contenders]).tolist(), strict=True))
     return sorted(contenders, key=lambda k: (-added[k], rank[k], points[k][0]))
@@ -43,27 +51,33 @@ def added_hypervolumes(points: Sequence[ObjectiveVector], taken: Sequence[Object
 def next_to_promote(
     candidates: Sequence[Candidate],
     busy: set[int],
-    short_s: Callable[[Candidate], float],
+    first_s: Callable[[Candidate], float],
     seconds: float,
     curves: Curves,
     least: int = LEAST_ESTIMATES,
+    overhead_s: float = USUAL_OVERHEAD_S,
 ) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
 
-    It is the one that adds most to the files by its short training alone; where none adds anything so soon, the one that
-    adds most after a long one to the files and to what the trained ones can hope for by then.
+    It is the one that adds most to the files for each second of its first training; where none adds anything so soon, the
+    one that adds most after a long one to the files and to what the trained ones can hope for by then.
 
     Args:
         busy: trials that are being promoted or trained on.
-        short_s: seconds of the training that a newcomer gets.
+        first_s: seconds of the first training that a newcomer gets.
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
         curves: what is left of a drop after more training.
         least: estimates that must wait.
+        overhead_s: of a file beside its training.
     """
     gone = _climbed(candidates, busy)
-    trained = {c.plan.decisions for c in candidates if c.trial in gone or c.state is State.COMPLETE}
-    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and c.plan.decisions not in trained]
+    # the same decisions begun with another file's weights, as those of one that was trained on since, are another start
+    begun = {(c.plan.decisions, c.parent) for c in candidates if c.trial in gone}
+    begun |= {(c.plan.decisions, None) for c in candidates if c.state is State.COMPLETE}
+    waiting = [
+        c for c in candidates if is_waiting(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun
+    ]
     if len(waiting) < least:
         return None
     # a trained network in other bits begins with its weights, as an estimate of its own
@@ -71,22 +85,13 @@ def next_to_promote(
     waiting = [c for c in waiting if c.parent is not None or c.plan.network not in networks]
     if not waiting:
         return None
-    # scores of two sets of shared weights, of which one began at random, are no comparison; that one waits
-    untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]
-    waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    soon = [_estimated(c, short_s(c), 0.0, curves) for c in waiting]
-    if not untried and any(added_hypervolumes(soon, measured)):
-        return waiting[climbing_order(soon, measured)[0]]
+    soon = [_estimated(c, first_s(c), curves) for c in waiting]
+    if any(added_hypervolumes(soon, measured)):
+        return waiting[climbing_order(soon, measured, [first_s(c) + overhead_s for c in waiting])[0]]
     taken = [*measured, *(hoped_for(c, seconds, curves) for c in leaves(candidates))]
-    points = [_estimated(c, short_s(c), seconds, curves) for c in waiting]
+    points = [_estimated(c, first_s(c) + seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
-
-
-def untried_families(candidates: Sequence[Candidate]) -> set[str]:
-    """Families of which something waits and nothing was promoted."""
-    tried = {c.plan.architecture.family for c in candidates if c.origin is Origin.PROMOTED}
-    return {c.plan.architecture.family for c in candidates if _waits(c)} - tried
 
 
 def next_to_train_on(
@@ -147,7 +152,8 @@ def hoped_for(candidate: Candidate, seconds: float, curves: Curves) -> Objective
     return curves.drop_after(candidate, drop, candidate.total_steps, seconds), size, latency
 
 
-def _waits(candidate: Candidate) -> bool:
+def is_waiting(candidate: Candidate) -> bool:
+    """Whether it was scored by shared weights, or by a file's."""
     return (
         candidate.state is State.ESTIMATED
         and candidate.estimate is not None
@@ -155,15 +161,15 @@ def _waits(candidate: Candidate) -> bool:
     )
 
 
-def _estimated(candidate: Candidate, short_s: float, seconds: float, curves: Curves) -> ObjectiveVector:
-    """Objectives of an estimated candidate when it is trained for long.
+def _estimated(candidate: Candidate, seconds: float, curves: Curves) -> ObjectiveVector:
+    """Objectives of an estimated candidate when it is trained for so many seconds.
 
     Its expected drop is that after the usual steps; a network that computes more makes fewer in the same time.
     """
     point = objectives(candidate)
     assert point is not None
     usual = curves.usual_steps[candidate.plan.architecture.family]
-    spent, later = candidate.total_steps, (short_s + seconds) / curves.seconds_per_step(candidate)
+    spent, later = candidate.total_steps, seconds / curves.seconds_per_step(candidate)
     return curves.drop_at(candidate, point[0], spent + usual, spent + later), *point[1:]
 
 

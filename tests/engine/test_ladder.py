@@ -268,6 +268,9 @@ def test_what_was_trained_for_long_last_is_estimated_in_fewer_bits_once(finished
         assert trial is not None
         candidate = attempt(ladder.session, trial, partial(estimate, ladder))
         again = estimate_in_fewer_bits(ladder, [whole, candidate])
+        # the same bits of what this file was before it was trained on are no estimate of it
+        older = candidate.model_copy(update={"parent": 0})
+        once_more = estimate_in_fewer_bits(ladder, [whole, older])
     assert (candidate.state, candidate.parent, candidate.origin) == (State.ESTIMATED, last.trial, Origin.MUTATED)
     plan = candidate.plan
     assert (plan.architecture, plan.pruning) == (whole.plan.architecture, whole.plan.pruning)
@@ -276,6 +279,8 @@ def test_what_was_trained_for_long_last_is_estimated_in_fewer_bits_once(finished
     if again is not None:
         other = Plan.model_validate_json(again.user_attrs["plan"])
         assert other.quantization != plan.quantization
+    assert once_more is not None
+    assert Plan.model_validate_json(once_more.user_attrs["plan"]).decisions == plan.decisions
 
 
 @pytest.mark.slow

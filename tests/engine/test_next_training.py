@@ -8,7 +8,8 @@ import pytest
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.config import TrainingSection
-from autocompress.engine.next_training import loses, short_training_s, training_of
+from autocompress.engine.expectation import Curves
+from autocompress.engine.next_training import loses, needed_s, short_training_s, training_of
 from autocompress.pipeline import QUANTIZED_STEPS
 from autocompress.plan import ArchitectureSpec, Plan, Precision, PruningSpec, QuantizationSpec
 
@@ -69,6 +70,18 @@ def test_a_random_start_gets_more_time_but_never_more_than_is_left(
 
     assert seconds("space") == student_s
     assert seconds("base") == seconds("space", parent=0) == base_s  # what was trained before is no random start
+
+
+@pytest.mark.parametrize(
+    "newcomer, given_s, expected_s", [(FINER, 9e9, 0.5 * QUANTIZED_STEPS), (FINER, 3.0, 3.0), (SMALLER, 9e9, 9e9)]
+)
+def test_a_rounding_costs_its_few_steps_whatever_time_there_is(
+    newcomer: Candidate, given_s: float, expected_s: float
+) -> None:
+    curves = Curves({}, {}, lambda _: 0.0, lambda _: 0.5)
+    begun = newcomer.model_copy(update={"parent": FILE.trial})
+    assert needed_s({1: FILE}, lambda _: given_s, curves, begun) == expected_s
+    assert needed_s({1: FILE}, lambda _: given_s, curves, newcomer) == given_s  # begins with shared weights
 
 
 @pytest.mark.parametrize("drop, expected", [(None, True), (2.5, True), (0.0, False), (-0.3, False)])

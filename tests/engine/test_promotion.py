@@ -176,29 +176,25 @@ def test_decisions_that_were_trained_are_not_promoted_again() -> None:
     assert next_to_promote(others, {first.trial}, short_s, SECONDS, CURVES) is None  # of the nine two are trained
 
 
-def test_each_family_is_tried_before_families_are_compared() -> None:
-    """Scores of two sets of shared weights, of which one began at random, are no comparison."""
+def test_families_are_compared_by_what_their_first_trainings_add() -> None:
+    """Of two families that have no file the one that adds more is first, whichever it is; one that adds nothing waits."""
 
     def of_space(c: Candidate) -> Candidate:
         return c.model_copy(
             update={"plan": c.plan.model_copy(update={"architecture": ArchitectureSpec(family="space")})}
         )
 
-    good, bad = crowd(LEAST_ESTIMATES), [of_space(estimated(20 + n, 60.0, 0.2, 0.2)) for n in range(3)]
+    good, far = crowd(LEAST_ESTIMATES), [of_space(estimated(20 + n, 60.0, 0.2, 0.2)) for n in range(3)]
     better = [of_space(estimated(30 + n, -2.0, 0.01, 0.01)) for n in range(3)]
     first = next_to_promote([*good, *better], set(), short_s, SECONDS, CURVES)
-    assert first is not None and first.plan.architecture.family == "base"  # whose weights are trained
-    first = next_to_promote([*good, *bad], set(), short_s, SECONDS, CURVES)
-    assert first is not None
+    assert first is not None and first.plan.architecture.family == "space"
+    first = next_to_promote([*good, *far], set(), short_s, SECONDS, CURVES)
+    assert first is not None and first.plan.architecture.family == "base"
     file = trained(40, 2.0, parent=first.trial)
-    file = file if first.plan.architecture.family == "base" else of_space(file)
-    second = next_to_promote([*good, *bad, file], set(), short_s, SECONDS, CURVES)
-    assert second is not None
-    assert {c.plan.architecture.family for c in (first, second)} == {"base", "space"}
-    other = trained(41, 9.0, 0.2, 0.2, parent=second.trial)
-    other = other if second.plan.architecture.family == "base" else of_space(other)
-    third = next_to_promote([*good, *bad, file, other], set(), short_s, SECONDS, CURVES)
-    assert third is not None and third.plan.architecture.family == "base"
+    second = next_to_promote([*good, *far, file], set(), short_s, SECONDS, CURVES)
+    assert second is not None and second.plan.architecture.family == "base"
+    second = next_to_promote([*good, *better, file], set(), short_s, SECONDS, CURVES)
+    assert second is not None and second.plan.architecture.family == "space"
 
 
 def test_what_files_have_already_is_no_merit_of_an_estimate() -> None:
@@ -237,6 +233,24 @@ def test_a_network_that_was_trained_is_not_trained_anew_in_other_bits() -> None:
     assert next_to_promote([file, *twins, anew], set(), short_s, SECONDS, CURVES) is None
     failed = trained(60, 2.0, state=State.FAILED)  # lends nothing
     assert next_to_promote([failed, anew, *others], set(), short_s, SECONDS, CURVES) == anew
+
+
+def test_the_same_bits_are_another_start_when_the_file_was_trained_on() -> None:
+    """What was rounded early is rounded again with better weights, but not twice with the same."""
+    early, later = trained(1, 1.5, 0.1, 0.1), trained(3, -0.4, 0.1, 0.1, parent=1, origin=Origin.CONTINUED)
+    coarse = early.plan.model_copy(update={"quantization": QuantizationSpec(precisions={"layer": Precision.W4A8})})
+    of_early, of_later, anew = (
+        estimated(n, drop, 0.06, 0.1, parent).model_copy(update={"plan": coarse, "total_steps": 300})
+        for n, drop, parent in ((10, 1.7, 1), (11, 0.2, 3), (12, 0.1, None))
+    )
+    rounded = trained(13, 1.7, 0.06, 0.1, parent=10).model_copy(update={"plan": coarse})
+    others = [estimated(20 + n, 50.0) for n in range(LEAST_ESTIMATES)]
+    files = [early, of_early, rounded, later, *others]
+    found = next_to_promote([*files, of_later, anew], set(), short_s, SECONDS, CURVES)
+    assert found == of_later
+    again = of_later.model_copy(update={"trial": 14})
+    found = next_to_promote([*files, of_later, again], {of_later.trial}, short_s, SECONDS, CURVES)
+    assert found is not None and found.trial >= 20
 
 
 def test_an_estimate_with_other_bits_takes_nothing_from_its_parent() -> None:
@@ -348,3 +362,21 @@ def test_what_adds_to_the_files_after_a_short_training_goes_before_what_promises
     # a family's first training is long at once
     chosen = next_to_promote([c for c in candidates if c.trial != 1], set(), lambda _: 2.0, 600.0, CURVES)
     assert chosen is not None and chosen.trial == 3
+
+
+def test_what_adds_most_for_its_seconds_goes_before_what_adds_most() -> None:
+    """A rounding of a minute and then a training of ten are both done; the other way round there is time for one."""
+    file = trained(1, 0.0, 0.1, 0.1)
+    cheap, dear = estimated(2, 0.2, 0.07, 0.1, parent=1), estimated(3, 0.2, 0.03, 0.07)
+    candidates = [file, cheap, dear, *(estimated(10 + n, 50.0) for n in range(LEAST_ESTIMATES))]
+    flat = Curves(dict.fromkeys(EXPONENTS, 0.0), CURVES.usual_steps, CURVES.least, CURVES.seconds_per_step)
+
+    def chosen(dear_s: float, overhead_s: float) -> Candidate | None:
+        def length(c: Candidate) -> float:
+            return dear_s if c.trial == 3 else 20.0
+
+        return next_to_promote(candidates, set(), length, SECONDS, flat, overhead_s=overhead_s)
+
+    assert chosen(600.0, 10.0) == cheap
+    assert chosen(20.0, 10.0) == dear
+    assert chosen(600.0, 10_000.0) == dear  # where files themselves take long, fewer and better ones
