@@ -58,16 +58,11 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         least = 1 if is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         left = training_time_left_s(session, ladder.overhead_s)
         short_s = partial(short_training_s, seconds, left, session.config.training.random_start_factor)
-        tried = set(first_trained(candidates))
-
-        def first_s(newcomer: Candidate) -> float:
-            # a family's first file is trained for long at once, if it loses anything: there is a good front early
-            is_first = not busy and newcomer.plan.architecture.family not in tried
-            return horizon if is_first and loses(newcomer) else short_s(newcomer)
-
-        needs_s = partial(needed_s, {c.trial: c for c in candidates}, first_s, curves)
+        needs_s = partial(needed_s, {c.trial: c for c in candidates}, short_s, curves)
         parent = next_to_promote(candidates, busy, needs_s, horizon, curves, least, ladder.overhead_s)
-        seconds = seconds if parent is None else first_s(parent)
+        is_first = parent is not None and not busy and parent.plan.architecture.family not in first_trained(candidates)
+        # a family's first file is trained for long at once, if it loses anything: there is a good front early
+        seconds = horizon if parent is None or (is_first and loses(parent)) else short_s(parent)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:
@@ -135,14 +130,14 @@ def short_training_s(seconds: float, left: float, random_start_factor: float, ne
 
 
 def needed_s(
-    candidates: Mapping[int, Candidate], first_s: Callable[[Candidate], float], curves: Curves, newcomer: Candidate
+    candidates: Mapping[int, Candidate], short_s: Callable[[Candidate], float], curves: Curves, newcomer: Candidate
 ) -> float:
-    """Seconds of a first training that are used: only rounding a file to other bits takes few steps, whatever time it has.
+    """Seconds of a short training that are used: only rounding a file to other bits takes few steps, whatever time it has.
 
     Args:
         candidates: by their trials.
-        first_s: seconds that a newcomer gets.
+        short_s: seconds that a newcomer gets.
     """
     if newcomer.parent is None or not only_rounds(newcomer, candidates[newcomer.parent]):
-        return first_s(newcomer)
-    return min(first_s(newcomer), QUANTIZED_STEPS * curves.seconds_per_step(newcomer))
+        return short_s(newcomer)
+    return min(short_s(newcomer), QUANTIZED_STEPS * curves.seconds_per_step(newcomer))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.mutation import FEWER_BITS
-from autocompress.engine.promotion import LEAST_ESTIMATES, is_waiting
+from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
 from autocompress.engine.session import Session, running_trials
 from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import training_time_left_s
@@ -27,11 +27,8 @@ REST = 0.5
 """A training takes what is left of the time where that would be less than this part of it."""
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
-JOINS_AT_ONCE = 0.06
-"""Of the whole time: where the first family is ready to be trained by then, so will the next, and expectations say which of
-them is trained first; it costs less than to begin with the wrong one (docs/log.md)."""
 FILES_BEFORE_NEXT = 1 + len(FEWER_BITS)
-"""Of a family, before the next one joins where that takes longer: the first, and that in fewer bits."""
+"""Of a family, before the next one joins: the first, and that in fewer bits."""
 JOINS_UNTIL = 0.5
 """Of the whole time: the next family takes as long for its first files as the one before, or it is left out."""
 LEAST_CYCLES = 2
@@ -45,16 +42,15 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
     if ladder.session.polish and used >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
     climbed = _climbed(candidates)
-    is_timed = ladder.session.config.study.timeout_s is not None
-    if ladder.next_family() is not None and not (is_timed and used > JOINS_UNTIL):
-        at_once = is_timed and used <= JOINS_AT_ONCE
-        return ["join", *SHARES] if at_once or len(climbed) >= FILES_BEFORE_NEXT else ["promote", "join", *SHARES]
+    joins = ladder.session.config.study.timeout_s is None or used <= JOINS_UNTIL
+    if joins and ladder.next_family() is not None:
+        return ["promote", "join", *SHARES] if len(climbed) < FILES_BEFORE_NEXT else ["join", *SHARES]
     if cold_families(ladder):
         return list(SHARES)
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
-    if not climbed and any(map(is_waiting, candidates)):
+    if untried_families(candidates):
         return ["promote", "estimate"]
-    if not is_timed and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
+    if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
     long = {c.trial for c in trained_for_long(candidates)}
     trained = [(c.trial in long, c.finished_s - c.started_s) for c in climbed]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from autocompress.candidate import Candidate, State
+from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.expectation import Curves, can_go_on
 from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, objective_vector, ranks
 from autocompress.engine.time_left import USUAL_OVERHEAD_S
@@ -51,7 +51,7 @@ def added_hypervolumes(points: Sequence[ObjectiveVector], taken: Sequence[Object
 def next_to_promote(
     candidates: Sequence[Candidate],
     busy: set[int],
-    first_s: Callable[[Candidate], float],
+    short_s: Callable[[Candidate], float],
     seconds: float,
     curves: Curves,
     least: int = LEAST_ESTIMATES,
@@ -59,12 +59,12 @@ def next_to_promote(
 ) -> Candidate | None:
     """The estimated candidate to train first; None while too few wait.
 
-    It is the one that adds most to the files for each second of its first training; where none adds anything so soon, the
+    It is the one that adds most to the files for each second of its short training; where none adds anything so soon, the
     one that adds most after a long one to the files and to what the trained ones can hope for by then.
 
     Args:
         busy: trials that are being promoted or trained on.
-        first_s: seconds of the first training that a newcomer gets.
+        short_s: seconds of the training that a newcomer gets.
         seconds: how long the trained candidates can hope to be trained on; what they reach by then is what a
             newcomer has to add to.
         curves: what is left of a drop after more training.
@@ -75,9 +75,7 @@ def next_to_promote(
     # the same decisions begun with another file's weights, as those of one that was trained on since, are another start
     begun = {(c.plan.decisions, c.parent) for c in candidates if c.trial in gone}
     begun |= {(c.plan.decisions, None) for c in candidates if c.state is State.COMPLETE}
-    waiting = [
-        c for c in candidates if is_waiting(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun
-    ]
+    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun]
     if len(waiting) < least:
         return None
     # a trained network in other bits begins with its weights, as an estimate of its own
@@ -85,13 +83,22 @@ def next_to_promote(
     waiting = [c for c in waiting if c.parent is not None or c.plan.network not in networks]
     if not waiting:
         return None
+    # scores of two sets of shared weights, of which one began at random, are no comparison; that one waits
+    untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]
+    waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    soon = [_estimated(c, first_s(c), curves) for c in waiting]
-    if any(added_hypervolumes(soon, measured)):
-        return waiting[climbing_order(soon, measured, [first_s(c) + overhead_s for c in waiting])[0]]
+    soon = [_estimated(c, short_s(c), curves) for c in waiting]
+    if not untried and any(added_hypervolumes(soon, measured)):
+        return waiting[climbing_order(soon, measured, [short_s(c) + overhead_s for c in waiting])[0]]
     taken = [*measured, *(hoped_for(c, seconds, curves) for c in leaves(candidates))]
-    points = [_estimated(c, first_s(c) + seconds, curves) for c in waiting]
+    points = [_estimated(c, short_s(c) + seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
+
+
+def untried_families(candidates: Sequence[Candidate]) -> set[str]:
+    """Families of which something waits and nothing was promoted."""
+    tried = {c.plan.architecture.family for c in candidates if c.origin is Origin.PROMOTED}
+    return {c.plan.architecture.family for c in candidates if _waits(c)} - tried
 
 
 def next_to_train_on(
@@ -152,8 +159,7 @@ def hoped_for(candidate: Candidate, seconds: float, curves: Curves) -> Objective
     return curves.drop_after(candidate, drop, candidate.total_steps, seconds), size, latency
 
 
-def is_waiting(candidate: Candidate) -> bool:
-    """Whether it was scored by shared weights, or by a file's."""
+def _waits(candidate: Candidate) -> bool:
     return (
         candidate.state is State.ESTIMATED
         and candidate.estimate is not None

@@ -11,7 +11,6 @@ from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.pace import (
     FILES_BEFORE_NEXT,
-    JOINS_AT_ONCE,
     JOINS_UNTIL,
     LEAST_CYCLES,
     LENGTHS,
@@ -74,21 +73,13 @@ def test_what_lags_most_behind_its_share_is_next(behind: str) -> None:
 def test_a_family_joins_when_the_one_before_it_has_its_first_files() -> None:
     scored = Estimate(size_ratio=0.1, latency_ratio=0.1, divergence=1.0, shared_drop_points=5.0, drop_points=1.0)
     waits = took(0, 1.0, Origin.SAMPLED, State.ESTIMATED).model_copy(update={"estimate": scored})
-    late = JOINS_AT_ONCE + 0.01
-    assert in_order_of_need(ladder(20.0, "space"), [waits], late)[:2] == ["promote", "join"]
+    assert in_order_of_need(ladder(20.0, "space"), [waits], 0.05)[:2] == ["promote", "join"]
     first = took(1, 300.0, Origin.PROMOTED)
     assert in_order_of_need(ladder(20.0, "space"), [waits, first], 0.2)[:2] == ["promote", "join"]
     tried = [waits, first, *(took(n, 30.0, Origin.PROMOTED) for n in range(2, FILES_BEFORE_NEXT + 1))]
     assert in_order_of_need(ladder(20.0, "space"), tried[:-1], 0.2)[:2] == ["promote", "join"]
     assert in_order_of_need(ladder(20.0, "space"), tried, 0.2)[0] == "join"
     assert "join" not in in_order_of_need(ladder(20.0), tried, 0.2)
-
-
-def test_a_family_joins_before_any_training_where_that_takes_little_of_the_time() -> None:
-    scored = Estimate(size_ratio=0.1, latency_ratio=0.1, divergence=1.0, shared_drop_points=5.0, drop_points=1.0)
-    waits = took(0, 1.0, Origin.SAMPLED, State.ESTIMATED).model_copy(update={"estimate": scored})
-    assert in_order_of_need(ladder(20.0, "space"), [waits], JOINS_AT_ONCE)[0] == "join"
-    assert in_order_of_need(ladder(20.0), [waits], JOINS_AT_ONCE)[0] == "promote"
 
 
 def test_a_family_that_comes_too_late_for_files_of_its_own_stays_out() -> None:

@@ -176,25 +176,29 @@ def test_decisions_that_were_trained_are_not_promoted_again() -> None:
     assert next_to_promote(others, {first.trial}, short_s, SECONDS, CURVES) is None  # of the nine two are trained
 
 
-def test_families_are_compared_by_what_their_first_trainings_add() -> None:
-    """Of two families that have no file the one that adds more is first, whichever it is; one that adds nothing waits."""
+def test_each_family_is_tried_before_families_are_compared() -> None:
+    """Scores of two sets of shared weights, of which one began at random, are no comparison."""
 
     def of_space(c: Candidate) -> Candidate:
         return c.model_copy(
             update={"plan": c.plan.model_copy(update={"architecture": ArchitectureSpec(family="space")})}
         )
 
-    good, far = crowd(LEAST_ESTIMATES), [of_space(estimated(20 + n, 60.0, 0.2, 0.2)) for n in range(3)]
+    good, bad = crowd(LEAST_ESTIMATES), [of_space(estimated(20 + n, 60.0, 0.2, 0.2)) for n in range(3)]
     better = [of_space(estimated(30 + n, -2.0, 0.01, 0.01)) for n in range(3)]
     first = next_to_promote([*good, *better], set(), short_s, SECONDS, CURVES)
-    assert first is not None and first.plan.architecture.family == "space"
-    first = next_to_promote([*good, *far], set(), short_s, SECONDS, CURVES)
-    assert first is not None and first.plan.architecture.family == "base"
+    assert first is not None and first.plan.architecture.family == "base"  # whose weights are trained
+    first = next_to_promote([*good, *bad], set(), short_s, SECONDS, CURVES)
+    assert first is not None
     file = trained(40, 2.0, parent=first.trial)
-    second = next_to_promote([*good, *far, file], set(), short_s, SECONDS, CURVES)
-    assert second is not None and second.plan.architecture.family == "base"
-    second = next_to_promote([*good, *better, file], set(), short_s, SECONDS, CURVES)
-    assert second is not None and second.plan.architecture.family == "space"
+    file = file if first.plan.architecture.family == "base" else of_space(file)
+    second = next_to_promote([*good, *bad, file], set(), short_s, SECONDS, CURVES)
+    assert second is not None
+    assert {c.plan.architecture.family for c in (first, second)} == {"base", "space"}
+    other = trained(41, 9.0, 0.2, 0.2, parent=second.trial)
+    other = other if second.plan.architecture.family == "base" else of_space(other)
+    third = next_to_promote([*good, *bad, file, other], set(), short_s, SECONDS, CURVES)
+    assert third is not None and third.plan.architecture.family == "base"
 
 
 def test_what_files_have_already_is_no_merit_of_an_estimate() -> None:
