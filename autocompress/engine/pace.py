@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autocompress.candidate import Candidate, Origin, State
+from autocompress.engine.expectation import can_go_on
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.mutation import FEWER_BITS
-from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
+from autocompress.engine.promotion import LEAST_ESTIMATES, is_waiting, untried_families
 from autocompress.engine.session import Session, running_trials
 from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import training_time_left_s
@@ -42,16 +43,18 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
     if ladder.session.polish and used >= 1 - POLISH_SHARE:
         return ["polish", "train_on"]
     climbed = _climbed(candidates)
-    joins = ladder.session.config.study.timeout_s is None or used <= JOINS_UNTIL
-    if joins and ladder.next_family() is not None:
+    is_timed = ladder.session.config.study.timeout_s is not None
+    if (used <= JOINS_UNTIL or not is_timed) and ladder.next_family() is not None:
         return ["promote", "join", *SHARES] if len(climbed) < FILES_BEFORE_NEXT else ["join", *SHARES]
     if cold_families(ladder):
         return list(SHARES)
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
     if untried_families(candidates):
         return ["promote", "estimate"]
-    if ladder.session.config.study.timeout_s is None and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
+    if not is_timed and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
+    if is_timed and _is_to_be_rounded(candidates):
+        return ["promote", *SHARES]
     long = {c.trial for c in trained_for_long(candidates)}
     trained = [(c.trial in long, c.finished_s - c.started_s) for c in climbed]
     spent = {
@@ -62,6 +65,18 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
     }
     total = sum(spent.values())
     return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+
+
+def _is_to_be_rounded(candidates: Sequence[Candidate]) -> bool:
+    """Whether what was trained for long last waits in fewer bits: a minute then adds as much as many of training."""
+    trained = [c for c in trained_for_long(candidates) if can_go_on(c)]
+    if not trained:
+        return False
+    last = max(trained, key=lambda c: c.finished_s)
+    climbed = _climbed(candidates)
+    gone = {c.parent for c in climbed}
+    waits = any(c.parent == last.trial and is_waiting(c) and c.trial not in gone for c in candidates)
+    return waits and sum(c.started_s >= last.finished_s for c in climbed) < len(FEWER_BITS)
 
 
 def first_trained(candidates: Sequence[Candidate]) -> dict[str, Candidate]:

@@ -75,7 +75,9 @@ def next_to_promote(
     # the same decisions begun with another file's weights, as those of one that was trained on since, are another start
     begun = {(c.plan.decisions, c.parent) for c in candidates if c.trial in gone}
     begun |= {(c.plan.decisions, None) for c in candidates if c.state is State.COMPLETE}
-    waiting = [c for c in candidates if _waits(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun]
+    waiting = [
+        c for c in candidates if is_waiting(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun
+    ]
     if len(waiting) < least:
         return None
     # a trained network in other bits begins with its weights, as an estimate of its own
@@ -98,7 +100,7 @@ def next_to_promote(
 def untried_families(candidates: Sequence[Candidate]) -> set[str]:
     """Families of which something waits and nothing was promoted."""
     tried = {c.plan.architecture.family for c in candidates if c.origin is Origin.PROMOTED}
-    return {c.plan.architecture.family for c in candidates if _waits(c)} - tried
+    return {c.plan.architecture.family for c in candidates if is_waiting(c)} - tried
 
 
 def next_to_train_on(
@@ -159,7 +161,8 @@ def hoped_for(candidate: Candidate, seconds: float, curves: Curves) -> Objective
     return curves.drop_after(candidate, drop, candidate.total_steps, seconds), size, latency
 
 
-def _waits(candidate: Candidate) -> bool:
+def is_waiting(candidate: Candidate) -> bool:
+    """Whether it was scored on shared weights or on a file's, and may be trained."""
     return (
         candidate.state is State.ESTIMATED
         and candidate.estimate is not None

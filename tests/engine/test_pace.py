@@ -95,6 +95,26 @@ def test_a_long_first_training_does_not_use_up_the_time_of_short_ones() -> None:
     assert order.index("promote") < order.index("train_on")
 
 
+def test_what_was_trained_for_long_is_rounded_before_anything_else_and_twice_at_most() -> None:
+    """Short trainings have had more than their share; the roundings of a long one belong to it."""
+    scored = Estimate(size_ratio=0.1, latency_ratio=0.1, divergence=1.0, shared_drop_points=5.0, drop_points=1.0)
+    first, short = took(1, 20.0, Origin.PROMOTED), took(2, 900.0, Origin.PROMOTED, began=200.0)
+    long = took(3, 400.0, Origin.CONTINUED, began=1200.0)
+    rounded = [
+        took(n, 1.0, Origin.MUTATED, State.ESTIMATED, began=1700.0).model_copy(update={"estimate": scored, "parent": 3})
+        for n in (4, 5, 6)
+    ]
+    estimates = took(7, 100.0, Origin.SAMPLED, State.ESTIMATED)
+    files = [first, short, long, estimates]
+    assert in_order_of_need(ladder(300.0), files, 0.5)[0] != "promote"
+    assert in_order_of_need(ladder(300.0), [*files, *rounded], 0.5)[0] == "promote"
+    made = [took(10 + n, 50.0, Origin.PROMOTED, began=1800.0 + 60.0 * n) for n in range(2)]
+    assert in_order_of_need(ladder(300.0), [*files, *rounded, made[0]], 0.5)[0] == "promote"
+    assert in_order_of_need(ladder(300.0), [*files, *rounded, *made], 0.5)[0] != "promote"
+    gone = made[0].model_copy(update={"parent": 4})
+    assert in_order_of_need(ladder(300.0), [*files, rounded[0], gone], 0.5)[0] != "promote"
+
+
 def at(elapsed_s: float, timeout_s: float | None = 3600.0, overhead_s: float = 20.0) -> Ladder:
     study = SimpleNamespace(timeout_s=timeout_s)
     session = SimpleNamespace(config=SimpleNamespace(study=study), elapsed_s=lambda: elapsed_s)
