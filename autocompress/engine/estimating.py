@@ -12,7 +12,7 @@ from autocompress.engine.expectation import KEPT_OF_CHANGE, can_go_on, fit_expec
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.limits import TABLE_ERROR, describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import in_fewer_bits, mutated
-from autocompress.engine.pace import trained_for_long
+from autocompress.engine.pace import trained_for_long_last
 from autocompress.engine.run_folder import read_candidates
 from autocompress.engine.session import Session, ask, running_trials
 from autocompress.engine.trial import Current, Result, describe, plan_of
@@ -45,10 +45,9 @@ def estimate_in_fewer_bits(ladder: Ladder, candidates: Sequence[Candidate]) -> o
     A short training makes a much smaller file of it, which would otherwise be left to chance.
     """
     session = ladder.session
-    trained = [c for c in trained_for_long(candidates) if can_go_on(c)]
-    if not trained:
+    parent = trained_for_long_last(candidates)
+    if parent is None:
         return None
-    parent = max(trained, key=lambda c: c.finished_s)
     with exclusive(session.run.root / "ask.lock"):
         running = [t.user_attrs for t in running_trials(session) if "plan" in t.user_attrs]
         # what began with the weights that this file had before it was trained on says nothing of it

@@ -69,10 +69,9 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
 
 def _is_to_be_rounded(candidates: Sequence[Candidate]) -> bool:
     """Whether what was trained for long last waits in fewer bits: a minute then adds as much as many of training."""
-    trained = [c for c in trained_for_long(candidates) if can_go_on(c)]
-    if not trained:
+    last = trained_for_long_last(candidates)
+    if last is None:
         return False
-    last = max(trained, key=lambda c: c.finished_s)
     climbed = _climbed(candidates)
     gone = {c.parent for c in climbed}
     waits = any(c.parent == last.trial and is_waiting(c) and c.trial not in gone for c in candidates)
@@ -90,6 +89,12 @@ def trained_for_long(candidates: Sequence[Candidate]) -> list[Candidate]:
     """What was trained on, and the first of each family."""
     first = {c.trial for c in first_trained(candidates).values()}
     return [c for c in _climbed(candidates) if c.origin is Origin.CONTINUED or c.trial in first]
+
+
+def trained_for_long_last(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The last of them whose weights can be used; None where there is none yet."""
+    able = [c for c in trained_for_long(candidates) if can_go_on(c)]
+    return max(able, key=lambda c: c.finished_s, default=None)
 
 
 def _climbed(candidates: Sequence[Candidate]) -> list[Candidate]:
