@@ -20,16 +20,14 @@ from autocompress.candidate import Candidate, Estimate, Origin, State
 KEPT_OF_ROOT = 0.8
 """Points expected to be left after the study's usual steps for each square root of a point that a member loses, before any
 pair is known (docs/log.md)."""
-BEHIND_AT_RANDOM_POINTS = 2.5
-"""By which a family that begins at random is behind that after its own usual steps, before any pair is known (docs/log.md)."""
 KEPT_OF_CHANGE = 0.1
 """Of what a trained network loses with other bits or fewer channels, the share that a short training does not win back
 (docs/log.md)."""
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_DROP_POINTS = 5.0
-EXPONENTS = {"base": 0.3, "space": 0.65}
-"""Of the power law, before any training that went on is known (docs/log.md); what starts at random learns for longer."""
+EXPONENTS = {"base": 0.4, "space": 0.65}
+"""Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
 ROOM_POINTS = {"base": 2.0, "space": 3.5}
 """How far beyond its teacher a student of the same size is thought to come in the end; one that begins with the teacher's weights
@@ -86,28 +84,14 @@ def fit_expectation(candidates: Iterable[Candidate], curves: Curves) -> Expectat
         and c.measurement.validation is not None
     ]
     if not pairs:
-        return Expectation(KEPT_OF_ROOT, 0.0, BEHIND_AT_RANDOM_POINTS)
+        return Expectation(KEPT_OF_ROOT, 0.0, 0.0)
     drops, is_space, trained = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
     # in units in which each coefficient is about as uncertain
     roots, typical = np.sqrt(drops.clip(min=0.0)), math.sqrt(TYPICAL_DROP_POINTS)
     features = np.column_stack([roots / typical, np.ones(len(drops)), is_space])
-    prior = KEPT_OF_ROOT * roots + BEHIND_AT_RANDOM_POINTS * is_space
-    fit = Ridge(alpha=SHRINKAGE, fit_intercept=False).fit(features, trained - prior)
+    fit = Ridge(alpha=SHRINKAGE, fit_intercept=False).fit(features, trained - KEPT_OF_ROOT * roots)
     change, offset, own = (float(value) for value in fit.coef_)
-    return Expectation(max(0.0, KEPT_OF_ROOT + change / typical), offset, BEHIND_AT_RANDOM_POINTS + own)
-
-
-def corrected(candidates: Sequence[Candidate], curves: Curves) -> list[Candidate]:
-    """The same candidates, with estimates on shared weights as they would be made now, by all pairs that are known."""
-    expectation = fit_expectation(candidates, curves)
-
-    def anew(c: Candidate) -> Candidate:
-        if c.estimate is None or c.estimate.shared_drop_points is None or c.parent is not None:
-            return c
-        drop = expectation.drop_points(c.estimate.shared_drop_points, c.plan.architecture.family)
-        return c.model_copy(update={"estimate": c.estimate.model_copy(update={"drop_points": drop})})
-
-    return [anew(c) if c.state is State.ESTIMATED else c for c in candidates]
+    return Expectation(max(0.0, KEPT_OF_ROOT + change / typical), offset, own)
 
 
 def least_drop_points(family: str, capacity_ratio: float, bits: Mapping[int, float]) -> float:

@@ -15,16 +15,10 @@ from autocompress.compression.distillation import NEXT_SEED
 from autocompress.config import TrainingSection
 from autocompress.engine.continuation import continued_rate
 from autocompress.engine.estimating import START_UP_ESTIMATES
-from autocompress.engine.expectation import Curves, corrected
+from autocompress.engine.expectation import Curves
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.pace import KNEES, first_trained, is_exhausted, length_s, progress, steps_within
-from autocompress.engine.promotion import (
-    LEAST_ESTIMATES,
-    most_worthwhile_s,
-    next_to_polish,
-    next_to_promote,
-    next_to_train_on,
-)
+from autocompress.engine.promotion import LEAST_ESTIMATES, next_to_polish, next_to_promote, next_to_train_on
 from autocompress.engine.run_folder import read_candidate, read_candidates
 from autocompress.engine.session import ask
 from autocompress.engine.time_left import training_time_left_s
@@ -33,11 +27,6 @@ from autocompress.models import state_digest
 from autocompress.pipeline import QUANTIZED_STEPS
 from autocompress.plan import TrainingSpec
 
-FOLDS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
-"""Times the length of a long training that a family's first one may take: where steps are slow, that is too short for a drop
-that counts."""
-FIRST_OF_REST = 0.5
-"""Part of what is left of the time that it may take."""
 LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
 
 
@@ -65,20 +54,15 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     }
     # what is best after one long training, and not at the end, is trained next: there is a good front at any time
     horizon, curves = length_s(ladder, "train_on"), ladder.curves(candidates)
-    candidates = corrected(candidates, curves)
     if action == "promote":
         least = 1 if is_exhausted(ladder, candidates) else LEAST_ESTIMATES
         left = training_time_left_s(session, ladder.overhead_s)
         short_s = partial(short_training_s, seconds, left, session.config.training.random_start_factor)
         needs_s = partial(needed_s, {c.trial: c for c in candidates}, short_s, curves)
         parent = next_to_promote(candidates, busy, needs_s, horizon, curves, least, ladder.overhead_s)
-        if parent is not None:
-            seconds = short_s(parent)
-            # a family's first file is trained for long at once, if it loses anything: there is a good front early
-            is_first = not busy and parent.plan.architecture.family not in first_trained(candidates)
-            if is_first and loses(parent):
-                lengths_s = [horizon, *(horizon * fold for fold in FOLDS if horizon * fold <= FIRST_OF_REST * left)]
-                seconds = most_worthwhile_s(parent, candidates, lengths_s, curves, ladder.overhead_s)
+        is_first = parent is not None and not busy and parent.plan.architecture.family not in first_trained(candidates)
+        # a family's first file is trained for long at once, if it loses anything: there is a good front early
+        seconds = horizon if parent is None or (is_first and loses(parent)) else short_s(parent)
     elif action == "polish":
         parent = next_to_polish(candidates, busy, KNEES)
     else:

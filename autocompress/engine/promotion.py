@@ -21,15 +21,22 @@ LEAST_ESTIMATES = 8
 """Estimates that must wait before one of them is promoted."""
 
 
-def climbing_order(points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveVector]) -> list[int]:
+def climbing_order(
+    points: Sequence[ObjectiveVector], taken: Sequence[ObjectiveVector], seconds: Sequence[float] | None = None
+) -> list[int]:
     """Indices of ``points``, best first: by the hypervolume added to ``taken``, then by rank, then by drop.
 
     A point that adds hypervolume is not dominated by what is taken. Of thousands of points, which a long search has,
     only the :data:`CONTENDERS` that add most (or, of those that add nothing, lose least) are ranked and returned.
+
+    Args:
+        seconds: that each point costs; then what counts is the hypervolume added in a second (Snoek et al. 2012, Practical
+            Bayesian Optimization, section 3.2, of expected improvement).
     """
     if not points:
         return []
     added = added_hypervolumes(points, taken)
+    added = added if seconds is None else [gain / cost for gain, cost in zip(added, seconds, strict=True)]
     contenders = sorted(range(len(points)), key=lambda k: (-added[k], points[k][0]))[:CONTENDERS]
     rank = dict(zip(contenders, ranks([points[k] for k in contenders]).tolist(), strict=True))
     return sorted(contenders, key=lambda k: (-added[k], rank[k], points[k][0]))
@@ -50,12 +57,10 @@ def next_to_promote(
     least: int = LEAST_ESTIMATES,
     overhead_s: float = USUAL_OVERHEAD_S,
 ) -> Candidate | None:
-    """The estimated candidate to train first; None while too few wait, or if training on is worth more.
+    """The estimated candidate to train first; None while too few wait.
 
-    It is the one that adds most to the files for each second of its short training (Snoek et al. 2012, Practical Bayesian
-    Optimization, section 3.2, of expected improvement). Where a trained one adds more for each second of a long training, or
-    nothing adds anything so soon, it is the one that adds most after a long one to the files and to what the trained ones
-    can hope for by then, unless a trained one adds more in that time.
+    It is the one that adds most to the files for each second of its short training; where none adds anything so soon, the
+    one that adds most after a long one to the files and to what the trained ones can hope for by then.
 
     Args:
         busy: trials that are being promoted or trained on.
@@ -67,57 +72,29 @@ def next_to_promote(
         overhead_s: of a file beside its training.
     """
     gone = _climbed(candidates, busy)
-    waiting = _promotable(candidates, busy, gone, least)
-    if not waiting:
-        return None
-    # scores of two sets of shared weights, of which one began at random, are no comparison; that one waits
-    untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]
-    waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
-    measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    points = [_estimated(c, short_s(c) + seconds, curves) for c in waiting]
-    if not untried:
-        longer = [hoped_for(c, seconds, curves) for c in _trainable_on(candidates, gone)]
-        gain_of_longer = max(added_hypervolumes(longer, measured), default=0.0)
-        gains = added_hypervolumes([_estimated(c, short_s(c), curves) for c in waiting], measured)
-        rates = [gain / (short_s(c) + overhead_s) for c, gain in zip(waiting, gains, strict=True)]
-        best = max(range(len(waiting)), key=lambda k: rates[k])
-        # what is left of a trained network needs little; another network only puts off what adds more for its seconds
-        comes_first = waiting[best].parent is not None or rates[best] >= gain_of_longer / (seconds + overhead_s)
-        if rates[best] > 0 and comes_first:
-            return waiting[best]
-        if gain_of_longer > max(added_hypervolumes(points, measured)):
-            return None
-    taken = [*measured, *(hoped_for(c, seconds, curves) for c in leaves(candidates))]
-    return waiting[climbing_order(points, taken)[0]]
-
-
-def _promotable(candidates: Sequence[Candidate], busy: set[int], gone: set[int], least: int) -> list[Candidate]:
-    """Estimates of what was not trained yet; none while fewer than ``least`` wait."""
     # the same decisions begun with another file's weights, as those of one that was trained on since, are another start
     begun = {(c.plan.decisions, c.parent) for c in candidates if c.trial in gone}
     begun |= {(c.plan.decisions, None) for c in candidates if c.state is State.COMPLETE}
     waiting = [
         c for c in candidates if is_waiting(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun
     ]
+    if len(waiting) < least:
+        return None
     # a trained network in other bits begins with its weights, as an estimate of its own
     networks = {c.plan.network for c in candidates if can_go_on(c) or c.trial in busy}
-    own = [c for c in waiting if c.parent is not None or c.plan.network not in networks]
-    return own if len(waiting) >= least else []
-
-
-def most_worthwhile_s(
-    newcomer: Candidate, candidates: Sequence[Candidate], lengths_s: Sequence[float], curves: Curves, overhead_s: float
-) -> float:
-    """Of several lengths, that of a first training which adds most to the files for each second.
-
-    Args:
-        newcomer: an estimate that was scored.
-        lengths_s: seconds; the first where none adds anything.
-        overhead_s: of a file beside its training.
-    """
+    waiting = [c for c in waiting if c.parent is not None or c.plan.network not in networks]
+    if not waiting:
+        return None
+    # scores of two sets of shared weights, of which one began at random, are no comparison; that one waits
+    untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]
+    waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    gains = added_hypervolumes([_estimated(newcomer, seconds, curves) for seconds in lengths_s], measured)
-    return max(zip(gains, lengths_s, strict=True), key=lambda pair: pair[0] / (pair[1] + overhead_s))[1]
+    soon = [_estimated(c, short_s(c), curves) for c in waiting]
+    if not untried and any(added_hypervolumes(soon, measured)):
+        return waiting[climbing_order(soon, measured, [short_s(c) + overhead_s for c in waiting])[0]]
+    taken = [*measured, *(hoped_for(c, seconds, curves) for c in leaves(candidates))]
+    points = [_estimated(c, short_s(c) + seconds, curves) for c in waiting]
+    return waiting[climbing_order(points, taken)[0]]
 
 
 def untried_families(candidates: Sequence[Candidate]) -> set[str]:
@@ -137,15 +114,12 @@ def next_to_train_on(
     Args:
         curves: what is left of a drop after more training.
     """
-    free = _trainable_on(candidates, _climbed(candidates, busy))
+    gone = _climbed(candidates, busy)
+    # one that loses nothing has nothing to gain
+    free = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
     points = [hoped_for(c, seconds, curves) for c in free]
     return free[climbing_order(points, taken)[0]] if free else None
-
-
-def _trainable_on(candidates: Sequence[Candidate], gone: set[int]) -> list[Candidate]:
-    """Trained candidates that can be trained on; one that loses nothing has nothing to gain."""
-    return [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
 
 
 def knee_points(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -15,14 +15,12 @@ from hypothesis import strategies as st
 
 from autocompress.candidate import Accuracy, Candidate, Estimate, Measurement, Origin, State
 from autocompress.engine.expectation import (
-    BEHIND_AT_RANDOM_POINTS,
     EXPONENTS,
     KEPT_OF_ROOT,
     ROOM_POINTS,
     Curves,
     Expectation,
     can_go_on,
-    corrected,
     fit_curves,
     fit_expectation,
     least_drop_points,
@@ -66,9 +64,8 @@ def pairs(count: int, slope: float, offset: float, of_space: float = 0.0, famili
 
 def test_without_pairs_a_part_of_the_drop_is_expected_to_stay() -> None:
     expectation = fit_expectation([], CURVES)
-    assert expectation == Expectation(KEPT_OF_ROOT, 0.0, BEHIND_AT_RANDOM_POINTS)
-    assert expectation.drop_points(4.0, "base") == 2.0 * KEPT_OF_ROOT
-    assert expectation.drop_points(4.0, "space") == 2.0 * KEPT_OF_ROOT + BEHIND_AT_RANDOM_POINTS
+    assert expectation == Expectation(KEPT_OF_ROOT, 0.0, 0.0)
+    assert expectation.drop_points(4.0, "base") == expectation.drop_points(4.0, "space") == 2.0 * KEPT_OF_ROOT
 
 
 @pytest.mark.parametrize(("slope", "offset"), [(0.2, 0.3), (0.8, -0.5), (0.5, 2.0)])
@@ -92,23 +89,6 @@ def test_a_few_pairs_move_the_prior_only_a_little() -> None:
 
 def test_a_greater_drop_never_promises_a_smaller_one() -> None:
     assert fit_expectation(pairs(50, -2.0, 10.0), CURVES).slope >= 0.0
-
-
-def test_what_waits_is_corrected_by_files_that_came_later() -> None:
-    """An estimate keeps the drop that was expected of it when it was made; files say since how wrong that was."""
-    early = [c for n, family in ((500, "base"), (501, "space")) for c in pair(n, 9.0, 0.0, family)[:1]]
-    changed = early[0].model_copy(update={"trial": 502, "parent": 1})
-    known = pairs(200, 0.4, 1.0, of_space=3.0, families="base space")
-    found = {c.trial: c for c in corrected([*known, *early, changed], CURVES)}
-    expectation = fit_expectation(known, CURVES)
-    for c in early:
-        estimate = found[c.trial].estimate
-        assert estimate is not None and estimate.drop_points == pytest.approx(
-            expectation.drop_points(9.0, c.plan.architecture.family)
-        )
-        assert estimate.shared_drop_points == 9.0
-    assert found[502] == changed  # a changed trained network is judged by that network
-    assert all(found[c.trial] == c for c in known if c.state is State.COMPLETE)
 
 
 @pytest.mark.parametrize("family", ["base", "space"])
@@ -137,15 +117,13 @@ def test_only_promoted_estimates_are_pairs() -> None:
     others = pair(0, 4.0, 9.0, origin=Origin.CONTINUED)
     unmeasured = [c.model_copy(update={"measurement": None}) for c in pair(1, 4.0, 9.0)]
     orphan = pair(2, 4.0, 9.0)[1:]
-    assert fit_expectation([*others, *unmeasured, *orphan], CURVES) == Expectation(
-        KEPT_OF_ROOT, 0.0, BEHIND_AT_RANDOM_POINTS
-    )
+    assert fit_expectation([*others, *unmeasured, *orphan], CURVES) == Expectation(KEPT_OF_ROOT, 0.0, 0.0)
 
 
 def test_trained_networks_with_other_bits_are_no_pairs() -> None:
     estimate, file = pair(5, 4.0, 9.0)
     with_parent = estimate.model_copy(update={"parent": 3, "origin": Origin.MUTATED})
-    assert fit_expectation([with_parent, file], CURVES) == Expectation(KEPT_OF_ROOT, 0.0, BEHIND_AT_RANDOM_POINTS)
+    assert fit_expectation([with_parent, file], CURVES) == Expectation(KEPT_OF_ROOT, 0.0, 0.0)
 
 
 # Training on

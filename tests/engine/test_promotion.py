@@ -19,7 +19,6 @@ from autocompress.engine.promotion import (
     hoped_for,
     knee_points,
     leaves,
-    most_worthwhile_s,
     next_to_polish,
     next_to_promote,
     next_to_train_on,
@@ -228,7 +227,7 @@ def test_a_network_that_was_trained_is_not_trained_anew_in_other_bits() -> None:
     anew, begun = (
         estimated(n, 0.1, 0.05, 0.05, parent).model_copy(update={"plan": plan}) for n, parent in ((1, None), (2, 60))
     )
-    others = [estimated(10 + n, -0.5, 0.3, 0.3) for n in range(LEAST_ESTIMATES)]
+    others = [estimated(10 + n, 2.9, 0.9, 0.9) for n in range(LEAST_ESTIMATES)]
     best = [next_to_promote([file, c, *others], set(), short_s, SECONDS, CURVES) for c in (anew, begun)]
     assert best[0] is not None and best[0].trial >= 10
     assert best[1] == begun
@@ -249,7 +248,7 @@ def test_the_same_bits_are_another_start_when_the_file_was_trained_on() -> None:
         for n, drop, parent in ((10, 1.7, 1), (11, 0.2, 3), (12, 0.1, None))
     )
     rounded = trained(13, 1.7, 0.06, 0.1, parent=10).model_copy(update={"plan": coarse})
-    others = [estimated(20 + n, 2.8, 0.05, 0.09) for n in range(LEAST_ESTIMATES)]
+    others = [estimated(20 + n, 50.0) for n in range(LEAST_ESTIMATES)]
     files = [early, of_early, rounded, later, *others]
     found = next_to_promote([*files, of_later, anew], set(), short_s, SECONDS, CURVES)
     assert found == of_later
@@ -369,21 +368,6 @@ def test_what_adds_to_the_files_after_a_short_training_goes_before_what_promises
     assert chosen is not None and chosen.trial == 3
 
 
-def test_a_trained_one_that_is_worth_more_goes_before_a_short_training_that_adds_nothing() -> None:
-    """Short trainings of ever new networks would only put off the long one."""
-    started, behind = trained(1, 3.5, 0.05, 0.1), estimated(2, 3.4, 0.1, 0.2)
-    others = [estimated(10 + n, 50.0) for n in range(LEAST_ESTIMATES)]
-
-    def chosen(candidates: list[Candidate], busy: set[int]) -> Candidate | None:
-        return next_to_promote([*candidates, *others], busy, lambda _: 2.0, 600.0, CURVES)
-
-    assert chosen([started, behind], set()) is None
-    assert next_to_train_on([started, behind], set(), 600.0, CURVES) == started
-    assert chosen([started, behind], {1}) == behind  # another process trains it
-    # it waits for what adds more than itself only
-    assert chosen([started, estimated(4, 3.4, 0.02, 0.05)], set()) == estimated(4, 3.4, 0.02, 0.05)
-
-
 def test_what_adds_most_for_its_seconds_goes_before_what_adds_most() -> None:
     """A rounding of a minute and then a training of ten are both done; the other way round there is time for one."""
     file = trained(1, 0.0, 0.1, 0.1)
@@ -400,28 +384,3 @@ def test_what_adds_most_for_its_seconds_goes_before_what_adds_most() -> None:
     assert chosen(600.0, 10.0) == cheap
     assert chosen(20.0, 10.0) == dear
     assert chosen(600.0, 10_000.0) == dear  # where files themselves take long, fewer and better ones
-
-
-@settings(max_examples=40)
-@given(st.floats(0.0, 12.0), st.floats(5.0, 100.0), st.floats(1.0, 200.0))
-def test_a_first_training_is_as_long_as_adds_most_for_each_second(
-    drop: float, first_s: float, overhead_s: float
-) -> None:
-    files = [trained(1, 0.0, 0.4, 0.4), trained(2, 1.5, 0.2, 0.1)]
-    newcomer, lengths_s = estimated(3, drop, 0.1, 0.12), [first_s * fold for fold in (1.0, 1.5, 2.0, 4.0, 8.0)]
-    chosen = most_worthwhile_s(newcomer, files, lengths_s, CURVES, overhead_s)
-    taken = [point for c in files if (point := objectives(c)) is not None]
-
-    def rate(seconds: float) -> float:
-        point = (CURVES.drop_at(newcomer, drop, 100.0, seconds / 0.1), math.log(0.1), math.log(0.12))
-        return (volume([*taken, point]) - volume(taken)) / (seconds + overhead_s)
-
-    assert chosen in lengths_s
-    assert rate(chosen) == pytest.approx(max(rate(seconds) for seconds in lengths_s))
-
-
-def test_what_is_too_short_to_count_is_longer() -> None:
-    files, lengths_s = [trained(1, 0.0, 0.4, 0.4)], [10.0, 20.0, 80.0]
-    assert most_worthwhile_s(estimated(2, 3.4, 0.1, 0.1), files, lengths_s, CURVES, 5.0) > 10.0
-    assert most_worthwhile_s(estimated(2, 0.5, 0.1, 0.1), files, lengths_s, CURVES, 5.0) == 10.0
-    assert most_worthwhile_s(estimated(2, 99.0, 0.1, 0.1), files, lengths_s, CURVES, 5.0) == 10.0  # never counts
