@@ -48,7 +48,7 @@ from autocompress.engine.session import Session, make_space
 from autocompress.engine.space import Draw, PerLayer, Space, obvious_plans
 from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.study import LEAST_STEPS
-from autocompress.engine.time_left import overhead_s, training_time_left_s
+from autocompress.engine.time_left import training_time_left_s, usual_overhead_s
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import working
 from autocompress.file_lock import exclusive
@@ -345,7 +345,7 @@ def _distillation_part(session: Session, found: Sequence[Candidate]) -> Part | N
     seconds = timeout / 3 / DISTILLATION_TRIALS
 
     def steps_of(parent: Candidate) -> int:
-        rest_s = overhead_s([parent])
+        rest_s = usual_overhead_s([parent])
         # a training is at least half of its trial, however short the part
         own_s = min(max(seconds - rest_s, rest_s), training_time_left_s(session, rest_s))
         return affordable_steps(session.bench, own_s, _seconds_per_step(session, parent))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from benches import make_bench
 from hypothesis import settings
-from networks import tiny_resnet
+from networks import tiny_resnet, with_random_norms
 from torch import nn
 
 from autocompress.compression.distillation import Schedule, train_
@@ -63,22 +63,6 @@ def digits() -> TaskData:
         source="sklearn:digits", image_size=8, calibration_examples=64, augment="crop", augment_padding=1
     )
     return load_data(section, seed=0)
-
-
-def with_random_norms(model: nn.Module) -> nn.Module:
-    """The network in evaluation mode, with batch norms that do something."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for tensor, low in (
-                    (module.weight, 0.5),
-                    (module.running_var, 0.5),
-                    (module.bias, -0.2),
-                    (module.running_mean, -0.2),
-                ):
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) * (1.0 if low > 0 else 0.4) + low)
-    return model.eval()
 
 
 def cifar_resnet(name: str) -> nn.Module:

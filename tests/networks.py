@@ -97,3 +97,19 @@ class FailsOnceMeasured(OneBlock):
             message = f"a {'pruned' if self.stem.out_channels < 16 else 'whole'} network is refused"
             raise RuntimeError(message)
         return super().forward(x)
+
+
+def with_random_norms(model: nn.Module) -> nn.Module:
+    """The network in evaluation mode, with batch norms that do something."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor, low in (
+                    (module.weight, 0.5),
+                    (module.running_var, 0.5),
+                    (module.bias, -0.2),
+                    (module.running_mean, -0.2),
+                ):
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator) * (1.0 if low > 0 else 0.4) + low)
+    return model.eval()

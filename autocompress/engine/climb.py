@@ -18,7 +18,7 @@ from autocompress.engine.pace import cold_families, in_order_of_need, is_exhaust
 from autocompress.engine.run_folder import read_candidates
 from autocompress.engine.session import ask, enqueue
 from autocompress.engine.sharing import share
-from autocompress.engine.time_left import overhead_s
+from autocompress.engine.time_left import usual_overhead_s
 from autocompress.engine.trial import attempt, make_file
 from autocompress.file_lock import exclusive
 
@@ -31,7 +31,7 @@ def climb(ladder: Ladder) -> bool:
     session = ladder.session
     candidates = read_candidates(session.run)
     ladder.predictor.fit_(candidates)
-    ladder.overhead_s = overhead_s(candidates)
+    ladder.overhead_s = usual_overhead_s(candidates)
     with exclusive(session.run.root / "ask.lock"):
         used = progress(session, read_candidates(session.run))
         if used >= 1.0:

@@ -90,8 +90,10 @@ def next_to_promote(
     waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
     soon = [_estimated(c, short_s(c), curves) for c in waiting]
-    if not untried and any(added_hypervolumes(soon, measured)):
-        return waiting[climbing_order(soon, measured, [short_s(c) + overhead_s for c in waiting])[0]]
+    if not untried:
+        first = climbing_order(soon, measured, [short_s(c) + overhead_s for c in waiting])[0]
+        if added_hypervolumes([soon[first]], measured)[0] > 0:
+            return waiting[first]
     taken = [*measured, *(hoped_for(c, seconds, curves) for c in leaves(candidates))]
     points = [_estimated(c, short_s(c) + seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]

@@ -45,7 +45,7 @@ from autocompress.engine.samplers import START_UP_TRIALS, parametrisation
 from autocompress.engine.session import Session, ask, enqueue, make_space, open_study, reach, running_trials
 from autocompress.engine.space import PerLayer, obvious_plans
 from autocompress.engine.step_time import affordable_steps
-from autocompress.engine.time_left import overhead_s, training_time_left_s
+from autocompress.engine.time_left import training_time_left_s, usual_overhead_s
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import sweep, working
 from autocompress.errors import ConfigError, RunError, StudyFailed
@@ -197,7 +197,7 @@ def _prepare_next(
             seconds=None if timeout is None else timeout * share,
         )
         if continuation is not None:
-            steps = _affordable_steps(session, continuation, overhead_s(candidates))
+            steps = _affordable_steps(session, continuation, usual_overhead_s(candidates))
             if steps >= LEAST_STEPS:
                 _enqueue_continuation(session, continuation.parent, steps)
                 return True

@@ -15,7 +15,7 @@ LATE = 0.1
 """Part of what is left of the time that a last training may be late by: its steps are counted out beforehand."""
 
 
-def overhead_s(candidates: Sequence[Candidate]) -> float:
+def usual_overhead_s(candidates: Sequence[Candidate]) -> float:
     """Seconds that a file takes beside its training."""
     files = [c for c in candidates if c.state is State.COMPLETE and not c.plan.changes_nothing]
     seconds = [c.finished_s - c.started_s - sum(c.stage_seconds.get(s, 0.0) for s in ("train", "teach")) for c in files]

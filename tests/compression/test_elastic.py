@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import with_random_norms
-from networks import Grouped
+from networks import Grouped, with_random_norms
 from sequences import Encoder
 from sequences import task as sequence_task
 from torch import Tensor, nn

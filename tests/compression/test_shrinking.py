@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from benches import make_bench
-from conftest import with_random_norms
 from ladders import with_inner
-from networks import tiny_resnet
+from networks import tiny_resnet, with_random_norms
 from sequences import Encoder
 from sequences import task as sequence_task
 from torch import Tensor, nn

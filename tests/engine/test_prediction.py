@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from benches import make_bench
-from conftest import with_random_norms
 from ladders import make_guide, with_inner
-from networks import Grouped
+from networks import Grouped, with_random_norms
 from sequences import Encoder
 from sequences import task as sequence_task
 from torch import nn

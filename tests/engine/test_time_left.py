@@ -12,7 +12,7 @@ from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.continuation import Continuation
 from autocompress.engine.session import Session
 from autocompress.engine.study import _affordable_steps
-from autocompress.engine.time_left import LATE, USUAL_OVERHEAD_S, overhead_s, training_time_left_s
+from autocompress.engine.time_left import LATE, USUAL_OVERHEAD_S, training_time_left_s, usual_overhead_s
 from autocompress.plan import Plan, TrainingSpec
 
 
@@ -44,8 +44,10 @@ def test_without_a_timeout_time_is_free() -> None:
 
 
 def test_the_overhead_is_what_files_took_beside_training() -> None:
-    assert overhead_s([]) == USUAL_OVERHEAD_S
-    assert overhead_s([trained(10, 5.0, 3.0), trained(10, 50.0, 4.0), trained(10, 1.0, 9.0)]) == pytest.approx(4.0)
+    assert usual_overhead_s([]) == USUAL_OVERHEAD_S
+    assert usual_overhead_s([trained(10, 5.0, 3.0), trained(10, 50.0, 4.0), trained(10, 1.0, 9.0)]) == pytest.approx(
+        4.0
+    )
 
 
 @pytest.mark.parametrize(("elapsed", "steps"), [(1000.0, 1800), (3400.0, 1600), (3590.0, 0)])

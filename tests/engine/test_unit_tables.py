@@ -8,9 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from benches import make_bench
-from conftest import with_random_norms
 from ladders import SECTION, with_inner
-from networks import Grouped
+from networks import Grouped, with_random_norms
 from sequences import Encoder
 from sequences import task as sequence_task
 from torch import nn
