@@ -1,13 +1,14 @@
 """How well a plan's score on the shared weights ranks what it is worth when it is trained.
 
-    python -m benchmarks.fidelity --run RUN --out FILE [--plans 30] [--limits study] [--steps N]
+    python -m benchmarks.fidelity --run RUN --out FILE [--plans 30] [--limits study] [--family base]
+        [--below 5] [--steps N]
 
 RUN is a finished run of the ladder. Plans are drawn anew by the guided parametrisation at random, scored by the run's
 shared weights as they are (F1), then each is trained from them for as many steps as the study gives a trial, exported,
 and its file scored on validation (F3). The run's own pairs and curves correct the score, as when the ladder promotes;
 what the score says alone stands beside it. ``--limits reference`` draws from all that is smaller and faster than the
-uncompressed file, whatever the limits of the study.
-Kendall's rank correlation is over the plans whose file loses less than 5 points, with a percentile bootstrap interval
+uncompressed file, whatever the limits of the study; ``--family`` from one family alone.
+Kendall's rank correlation is over the plans whose file loses less than ``--below`` points, with a percentile bootstrap interval
 over plans (Efron 1979). Each plan is kept beside FILE as it is done, and a second call goes on from there. Nobody else
 may work on the run meanwhile.
 """
@@ -34,7 +35,6 @@ from autocompress.config import LimitsSection
 from autocompress.engine.baseline import load_inputs
 from autocompress.engine.estimating import beyond
 from autocompress.engine.events import Silent
-from autocompress.engine.expectation import fit_expectation
 from autocompress.engine.ladder import Ladder, make_ladder
 from autocompress.engine.run_folder import RunFolder, open_run, read_analysis, read_candidates, run_config, write_json
 from autocompress.engine.sharing import OfFamily
@@ -63,13 +63,15 @@ def open_ladder(run: RunFolder, limits: LimitsSection | None = None) -> Ladder:
 
 
 def draw_plans(ladder: Ladder, seed: int, family: str | None = None, is_guided: bool = True) -> Iterator[Plan]:
-    """Endless random plans that the tables let pass, of all families or of one, by the guide or layer by layer."""
+    """Endless random plans that the tables let pass, no two alike, of all families or of one, by the guide or layer by layer."""
+    seen: set[str] = set()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     space = ladder.guide if is_guided else ladder.session.space
     for number in itertools.count():
         trial = study.ask()
         plan = space.suggest_plan(PerLayer(trial) if family is None else OfFamily(trial, family), number)
-        if not beyond(ladder, plan)[0]:
+        if plan.decisions not in seen and not beyond(ladder, plan)[0]:
+            seen.add(plan.decisions)
             yield plan
 
 
@@ -77,7 +79,7 @@ def corrected_drop(ladder: Ladder, plan: Plan, shared_drop_points: float, steps:
     """Validation drop in points that the ladder expects of a plan after so many steps."""
     candidates, family = read_candidates(ladder.session.run), plan.architecture.family
     curves = ladder.curves(candidates)
-    short = fit_expectation(candidates, curves).drop_points(shared_drop_points, family)
+    short = ladder.expectation(candidates).drop_points(shared_drop_points, ladder.macs_ratio(plan), family)
     drawn = Candidate(trial=-1 - number, origin=Origin.SAMPLED, state=State.ESTIMATED, plan=plan)
     return curves.drop_at(drawn, short, curves.usual_steps[family], steps)
 
@@ -97,9 +99,9 @@ def trained_drop(ladder: Ladder, plan: Plan, steps: int, is_shared: bool = True)
     return compare(bench.data, bench.data.validation, own, ladder.session.baseline_answers).drop_points
 
 
-def agreement(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Kendall's tau of cheap scores and trained drops, with its interval."""
-    kept = [pair for pair in pairs if pair["trained_drop_points"] < LARGEST_DROP_POINTS]
+def agreement(pairs: list[dict[str, Any]], largest_drop_points: float = LARGEST_DROP_POINTS) -> dict[str, Any]:
+    """Kendall's tau of cheap scores and trained drops, with its interval, over files that lose less than so much."""
+    kept = [pair for pair in pairs if pair["trained_drop_points"] < largest_drop_points]
     trained = np.array([pair["trained_drop_points"] for pair in kept])
     figures: dict[str, Any] = {"plans": len(pairs), "kept": len(kept)}
     for name in ("corrected_drop_points", "shared_drop_points", "divergence"):
@@ -125,16 +127,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a ladder's run")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
-    parser.add_argument("--plans", type=int, default=30, help="plans with a drop below 5 points")
+    parser.add_argument("--plans", type=int, default=30, help="plans with a drop below --below points")
+    parser.add_argument(
+        "--below", type=float, default=LARGEST_DROP_POINTS, help="points; files that lose more do not count"
+    )
     parser.add_argument("--limits", choices=["study", "reference"], default="study", help="of what is drawn")
+    parser.add_argument("--family", choices=["base", "space"], help="of all plans; by default any")
     parser.add_argument("--steps", type=int, help="of each training; by default the study's of a trial")
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
     ladder = open_ladder(open_run(arguments.run), REFERENCE_LIMITS if arguments.limits == "reference" else None)
     kept = arguments.out.with_suffix(".jsonl")
     pairs = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
-    for number, plan in enumerate(draw_plans(ladder, arguments.seed)):
-        if sum(pair["trained_drop_points"] < LARGEST_DROP_POINTS for pair in pairs) >= arguments.plans:
+    for number, plan in enumerate(draw_plans(ladder, arguments.seed, arguments.family)):
+        if sum(pair["trained_drop_points"] < arguments.below for pair in pairs) >= arguments.plans:
             break
         if number < len(pairs):
             continue
@@ -152,6 +158,7 @@ def main() -> None:
             "steps": steps,
             "latency_ratio": estimate.latency_ratio,
             "size_ratio": estimate.size_ratio,
+            "macs_ratio": ladder.macs_ratio(plan),
             "divergence": divergence,
             "shared_drop_points": drop,
             "corrected_drop_points": corrected_drop(ladder, plan, drop, steps, number),
@@ -162,7 +169,12 @@ def main() -> None:
         with kept.open("a") as file:
             file.write(json.dumps(pair) + "\n")
         print(number, pair, flush=True)
-    figures = {"limits": arguments.limits, "shared": ladder.shared.record(), **agreement(pairs), "pairs": pairs}
+    figures = {
+        "limits": arguments.limits,
+        "shared": ladder.shared.record(),
+        **agreement(pairs, arguments.below),
+        "pairs": pairs,
+    }
     write_json(arguments.out, figures)
     print(json.dumps({key: value for key, value in figures.items() if key != "pairs"}, indent=1))
 

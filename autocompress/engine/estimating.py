@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
-from autocompress.engine.expectation import KEPT_OF_CHANGE, can_go_on, fit_expectation
+from autocompress.engine.expectation import KEPT_OF_CHANGE, can_go_on
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.limits import TABLE_ERROR, describe_broken, latency_violations, size_violations
 from autocompress.engine.mutation import in_fewer_bits, mutated
@@ -100,9 +100,8 @@ def _expected_drop(ladder: Ladder, current: Current, drop: float) -> float:
         own = parent.measurement.validation.drop_points
         moved = own + ladder.least_drop_points(current.plan) - ladder.least_drop_points(parent.plan)
         return moved + KEPT_OF_CHANGE * max(0.0, drop - own)
-    candidates = read_candidates(ladder.session.run)
-    expectation = fit_expectation(candidates, ladder.curves(candidates))
-    return expectation.drop_points(drop, current.plan.architecture.family)
+    expectation = ladder.expectation(read_candidates(ladder.session.run))
+    return expectation.drop_points(drop, ladder.macs_ratio(current.plan), current.plan.architecture.family)
 
 
 def beyond(ladder: Ladder, plan: Plan) -> tuple[str, Estimate, dict[str, float]]:

@@ -1,8 +1,8 @@
 """What training will make of a candidate: corrected cheap scores, and learning curves.
 
 The drop of a member of the shared weights is not the drop of a trained file. A ridge regression of the trained drop
-on the root of the member's, around a prior, is fitted as pairs arrive: what has lost more wins a greater part of it
-back. From then on what can still be gained falls with training time as a power law (Hestness et al. 2017, Deep Learning
+on the root of the member's, times a power of its multiplications, around a prior, is fitted as pairs arrive: what has
+lost more wins a greater part of it back, and what computes less wins less of it. From then on what can still be gained falls with training time as a power law (Hestness et al. 2017, Deep Learning
 Scaling is Predictable), whose exponent each family has of its own.
 """
 
@@ -17,15 +17,19 @@ from sklearn.linear_model import Ridge
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
 
-KEPT_OF_ROOT = 0.8
-"""Points expected to be left after the study's usual steps for each square root of a point that a member loses, before any
-pair is known (docs/log.md)."""
+KEPT_OF_ROOT = 0.54
+"""Points expected to be left after the study's usual steps for each square root of a point that a member loses, if it computes as
+much as the base, before any pair is known (docs/log.md)."""
+LEARNING_EXPONENT = 0.35
+"""Of the multiplications, over the base's: twenty plans whose members lose alike keep the more the less they compute
+(docs/log.md)."""
 KEPT_OF_CHANGE = 0.1
 """Of what a trained network loses with other bits or fewer channels, the share that a short training does not win back
 (docs/log.md)."""
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
-TYPICAL_DROP_POINTS = 5.0
+TYPICAL_HANDICAP = 3.3
+"""Of a member that loses 5 points and has a third of the base's multiplications."""
 EXPONENTS = {"base": 0.4, "space": 0.65}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
@@ -43,28 +47,42 @@ Learned Step Size Quantization, table 1: ResNet-18 at 4, 3 and 2 bits)."""
 
 @dataclass(frozen=True)
 class Expectation:
-    """Trained drop as a linear function of the root of a member's drop; of each family an offset of its own."""
+    """Trained drop as a linear function of a member's :func:`handicap`; of each family an offset of its own."""
 
     slope: float
     offset: float
     offset_of_space: float
 
-    def drop_points(self, shared_drop_points: float, family: str) -> float:
-        """Expected drop of the file after the study's usual steps."""
+    def drop_points(self, shared_drop_points: float, macs_ratio: float, family: str) -> float:
+        """Expected drop of the file after the study's usual steps.
+
+        Args:
+            shared_drop_points: of the member.
+            macs_ratio: multiplications of the network, over the base's.
+            family: of the plan.
+        """
         own = self.offset_of_space if family == "space" else 0.0
-        return self.slope * math.sqrt(max(0.0, shared_drop_points)) + self.offset + own
+        return self.slope * handicap(shared_drop_points, macs_ratio) + self.offset + own
 
 
-def fit_expectation(candidates: Iterable[Candidate], curves: Curves) -> Expectation:
+def handicap(shared_drop_points: float, macs_ratio: float) -> float:
+    """What a trained drop is proportional to: the root of a member's drop, and the more the less it computes."""
+    return math.sqrt(max(0.0, shared_drop_points)) * macs_ratio**-LEARNING_EXPONENT
+
+
+def fit_expectation(
+    candidates: Iterable[Candidate], curves: Curves, macs_ratio: Callable[[Candidate], float]
+) -> Expectation:
     """The correction under which the promoted candidates come out right.
 
     Args:
         curves: by which a drop after other steps than the usual ones is made one after those.
+        macs_ratio: multiplications of a candidate, over the base's.
     """
     by_trial = {c.trial: c for c in candidates}
     pairs = [
         (
-            parent.estimate.shared_drop_points,
+            handicap(parent.estimate.shared_drop_points, macs_ratio(c)),
             c.plan.architecture.family == "space",
             curves.drop_at(
                 c,
@@ -85,13 +103,12 @@ def fit_expectation(candidates: Iterable[Candidate], curves: Curves) -> Expectat
     ]
     if not pairs:
         return Expectation(KEPT_OF_ROOT, 0.0, 0.0)
-    drops, is_space, trained = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    handicaps, is_space, trained = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
     # in units in which each coefficient is about as uncertain
-    roots, typical = np.sqrt(drops.clip(min=0.0)), math.sqrt(TYPICAL_DROP_POINTS)
-    features = np.column_stack([roots / typical, np.ones(len(drops)), is_space])
-    fit = Ridge(alpha=SHRINKAGE, fit_intercept=False).fit(features, trained - KEPT_OF_ROOT * roots)
+    features = np.column_stack([handicaps / TYPICAL_HANDICAP, np.ones(len(handicaps)), is_space])
+    fit = Ridge(alpha=SHRINKAGE, fit_intercept=False).fit(features, trained - KEPT_OF_ROOT * handicaps)
     change, offset, own = (float(value) for value in fit.coef_)
-    return Expectation(max(0.0, KEPT_OF_ROOT + change / typical), offset, own)
+    return Expectation(max(0.0, KEPT_OF_ROOT + change / TYPICAL_HANDICAP), offset, own)
 
 
 def least_drop_points(family: str, capacity_ratio: float, bits: Mapping[int, float]) -> float:

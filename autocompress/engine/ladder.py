@@ -13,7 +13,7 @@ from typing import Any
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, State
 from autocompress.deploy.latency_table import LatencyTable
-from autocompress.engine.expectation import Curves, fit_curves, least_drop_points
+from autocompress.engine.expectation import Curves, Expectation, fit_curves, fit_expectation, least_drop_points
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.prediction import Predictor, make_predictor
 from autocompress.engine.run_folder import write_json
@@ -61,6 +61,15 @@ class Ladder:
             lambda c: self._figures(c)[1],
             lambda c: steps[c.plan.architecture.family].seconds(self._figures(c)[0]),
         )
+
+    def expectation(self, candidates: Sequence[Candidate]) -> Expectation:
+        """What a cheap score says of a trained file, by all that was trained so far."""
+        whole = self.predictor.macs(Plan())
+        return fit_expectation(candidates, self.curves(candidates), lambda c: self._figures(c)[0] / whole)
+
+    def macs_ratio(self, plan: Plan) -> float:
+        """Multiplications of a plan, over the base's."""
+        return self.predictor.macs(plan) / self.predictor.macs(Plan())
 
     def step_time(self, candidates: Sequence[Candidate], family: str) -> StepTime:
         """Of the family's files, else of shared weights."""

@@ -23,6 +23,7 @@ from autocompress.engine.expectation import (
     can_go_on,
     fit_curves,
     fit_expectation,
+    handicap,
     least_drop_points,
 )
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
@@ -30,6 +31,7 @@ from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 TOTAL = 100_000
 FLOOR = -2.0
 USUAL = {"base": 50, "space": 50}
+WHOLE = 1.0
 CURVES = Curves({"base": 0.5, "space": 0.5}, USUAL, lambda _: FLOOR, lambda _: 1.0)
 
 
@@ -62,33 +64,58 @@ def pairs(count: int, slope: float, offset: float, of_space: float = 0.0, famili
     return found
 
 
+def expected_of(candidates: list[Candidate]) -> Expectation:
+    """Of candidates that compute as much as the base."""
+    return fit_expectation(candidates, CURVES, lambda _: WHOLE)
+
+
 def test_without_pairs_a_part_of_the_drop_is_expected_to_stay() -> None:
-    expectation = fit_expectation([], CURVES)
+    expectation = expected_of([])
     assert expectation == Expectation(KEPT_OF_ROOT, 0.0, 0.0)
-    assert expectation.drop_points(4.0, "base") == expectation.drop_points(4.0, "space") == 2.0 * KEPT_OF_ROOT
+    assert (
+        expectation.drop_points(4.0, WHOLE, "base")
+        == expectation.drop_points(4.0, WHOLE, "space")
+        == 2.0 * KEPT_OF_ROOT
+    )
 
 
 @pytest.mark.parametrize(("slope", "offset"), [(0.2, 0.3), (0.8, -0.5), (0.5, 2.0)])
 def test_a_line_is_found_again_from_many_pairs(slope: float, offset: float) -> None:
-    found = fit_expectation(pairs(800, slope, offset), CURVES)
+    found = expected_of(pairs(800, slope, offset))
     assert found.slope == pytest.approx(slope, abs=0.05)
     assert found.offset == pytest.approx(offset, abs=0.25)
     for shared in (0.0, 5.0, 12.0):
-        assert found.drop_points(shared, "base") == pytest.approx(slope * math.sqrt(shared) + offset, abs=0.3)
+        assert found.drop_points(shared, WHOLE, "base") == pytest.approx(slope * math.sqrt(shared) + offset, abs=0.3)
+
+
+def test_what_computes_less_is_expected_to_keep_more_of_what_its_member_loses() -> None:
+    """Members that lose alike, of which the smaller ones' files lose more, teach what the base's own would lose."""
+    ratios = [1.0, 0.5, 0.25, 0.1, 0.05]
+    shared = [3.0, 14.0, 8.0, 30.0, 12.0]
+    found = [
+        c
+        for number, (loss, ratio) in enumerate(zip(10 * shared, 10 * ratios, strict=True))
+        for c in pair(number, loss, 0.9 * handicap(loss, ratio))
+    ]
+    expectation = fit_expectation(found, CURVES, lambda c: ratios[c.trial // 2 % len(ratios)])
+    assert expectation.slope == pytest.approx(0.9, abs=0.03)
+    drops = [expectation.drop_points(10.0, ratio, "base") for ratio in ratios]
+    assert drops == sorted(drops)
+    assert drops[-1] > 2 * drops[0] > 0
 
 
 def test_each_family_has_an_offset_of_its_own() -> None:
-    found = fit_expectation(pairs(200, 0.4, 0.2, of_space=3.0, families="base space"), CURVES)
-    assert found.drop_points(5.0, "space") - found.drop_points(5.0, "base") == pytest.approx(3.0, abs=0.3)
+    found = expected_of(pairs(200, 0.4, 0.2, of_space=3.0, families="base space"))
+    assert found.drop_points(5.0, WHOLE, "space") - found.drop_points(5.0, WHOLE, "base") == pytest.approx(3.0, abs=0.3)
 
 
 def test_a_few_pairs_move_the_prior_only_a_little() -> None:
-    few, many = (fit_expectation(pairs(count, 0.1, 0.0), CURVES).slope for count in (1, 60))
+    few, many = (expected_of(pairs(count, 0.1, 0.0)).slope for count in (1, 60))
     assert KEPT_OF_ROOT > few > many > 0.05
 
 
 def test_a_greater_drop_never_promises_a_smaller_one() -> None:
-    assert fit_expectation(pairs(50, -2.0, 10.0), CURVES).slope >= 0.0
+    assert expected_of(pairs(50, -2.0, 10.0)).slope >= 0.0
 
 
 @pytest.mark.parametrize("family", ["base", "space"])
@@ -101,9 +128,11 @@ def test_a_file_of_other_steps_says_what_the_usual_ones_would_have_left(family: 
         else file_after(c, 4 * USUAL[family], FLOOR + (0.4 * (1.0 + c.trial // 2 % 10) - FLOOR) / 2)
         for c in usual
     ]
-    asked, told = fit_expectation(usual, CURVES), fit_expectation(long, CURVES)
+    asked, told = expected_of(usual), expected_of(long)
     for shared in (1.0, 5.0, 10.0):
-        assert told.drop_points(shared, family) == pytest.approx(asked.drop_points(shared, family), abs=0.01)
+        assert told.drop_points(shared, WHOLE, family) == pytest.approx(
+            asked.drop_points(shared, WHOLE, family), abs=0.01
+        )
 
 
 def file_after(candidate: Candidate, steps: int, drop_points: float) -> Candidate:
@@ -117,13 +146,13 @@ def test_only_promoted_estimates_are_pairs() -> None:
     others = pair(0, 4.0, 9.0, origin=Origin.CONTINUED)
     unmeasured = [c.model_copy(update={"measurement": None}) for c in pair(1, 4.0, 9.0)]
     orphan = pair(2, 4.0, 9.0)[1:]
-    assert fit_expectation([*others, *unmeasured, *orphan], CURVES) == Expectation(KEPT_OF_ROOT, 0.0, 0.0)
+    assert expected_of([*others, *unmeasured, *orphan]) == Expectation(KEPT_OF_ROOT, 0.0, 0.0)
 
 
 def test_trained_networks_with_other_bits_are_no_pairs() -> None:
     estimate, file = pair(5, 4.0, 9.0)
     with_parent = estimate.model_copy(update={"parent": 3, "origin": Origin.MUTATED})
-    assert fit_expectation([with_parent, file], CURVES) == Expectation(KEPT_OF_ROOT, 0.0, 0.0)
+    assert expected_of([with_parent, file]) == Expectation(KEPT_OF_ROOT, 0.0, 0.0)
 
 
 # Training on
