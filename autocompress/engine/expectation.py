@@ -67,7 +67,7 @@ class Expectation:
 
 def handicap(shared_drop_points: float, macs_ratio: float) -> float:
     """What a trained drop is proportional to: the root of a member's drop, and the more the less it computes."""
-    return math.sqrt(max(0.0, shared_drop_points)) * macs_ratio**-LEARNING_EXPONENT
+    return math.sqrt(max(0.0, shared_drop_points)) / math.pow(macs_ratio, LEARNING_EXPONENT)
 
 
 def fit_expectation(
