@@ -63,7 +63,9 @@ def open_ladder(run: RunFolder, limits: LimitsSection | None = None) -> Ladder:
 
 
 def draw_plans(ladder: Ladder, seed: int, family: str | None = None, is_guided: bool = True) -> Iterator[Plan]:
-    """Endless random plans that the tables let pass, no two alike, of all families or of one, by the guide or layer by layer."""
+    """Endless random plans that the tables let pass, no two alike; of all families or of one, by the guide or layer by
+    layer.
+    """
     seen: set[str] = set()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     space = ladder.guide if is_guided else ladder.session.space

@@ -1,9 +1,10 @@
 """What training will make of a candidate: corrected cheap scores, and learning curves.
 
 The drop of a member of the shared weights is not the drop of a trained file. A ridge regression of the trained drop
-on the root of the member's, times a power of its multiplications, around a prior, is fitted as pairs arrive: what has
-lost more wins a greater part of it back, and what computes less wins less of it. From then on what can still be gained falls with training time as a power law (Hestness et al. 2017, Deep Learning
-Scaling is Predictable), whose exponent each family has of its own.
+on the root of the member's, over a power of its multiplications, around a prior, is fitted as pairs arrive: what has
+lost more wins a greater part of it back, and what computes less wins less of it. From then on what can still be gained
+falls with training time as a power law (Hestness et al. 2017, Deep Learning Scaling is Predictable), whose exponent each
+family has of its own.
 """
 
 from __future__ import annotations
