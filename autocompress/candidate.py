@@ -129,7 +129,8 @@ class Estimate(_Record):
     ``shared_drop_points`` and ``divergence`` (nats, Kullback-Leibler from the base's classes; the squared distance
     in units of variance where there are no classes) are what the member of the shared weights shows on a part of
     validation; ``drop_points`` is the drop that is expected of it after a short training. They are None where the
-    tables alone put the plan beyond a limit.
+    tables alone put the plan beyond a limit. ``passing_drop_points`` is the part of it that a smaller network still
+    owes to having been cut out of a trained one.
     """
 
     size_ratio: float
@@ -137,6 +138,7 @@ class Estimate(_Record):
     divergence: float | None = None
     shared_drop_points: float | None = None
     drop_points: float | None = None
+    passing_drop_points: float = 0.0
 
 
 class Origin(StrEnum):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from optuna.trial import TrialState
 
 from autocompress.candidate import State
-from autocompress.engine.estimating import START_UP_ESTIMATES, estimate, estimate_in_fewer_bits, new_estimate
+from autocompress.engine.estimating import START_UP_ESTIMATES, estimate, estimate_reduced, new_estimate
 from autocompress.engine.ladder import Ladder, first_plans
 from autocompress.engine.next_training import LEAST_STEPS, enqueue_training
 from autocompress.engine.pace import cold_families, in_order_of_need, is_exhausted, nearly_over, progress
@@ -43,7 +43,7 @@ def climb(ladder: Ladder) -> bool:
         trial = ask(session, START_UP_ESTIMATES) if waiting and not too_early else None
     session.suggests = ladder.guide
     if trial is None and not nearly_over(ladder):
-        trial = estimate_in_fewer_bits(ladder, candidates)
+        trial = estimate_reduced(ladder, candidates)
     if trial is None:
         exhausted = is_exhausted(ladder, candidates)
         for action in ["share"] if too_early else in_order_of_need(ladder, candidates, used):

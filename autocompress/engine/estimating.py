@@ -8,10 +8,10 @@ from typing import Any
 import optuna
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
-from autocompress.engine.expectation import KEPT_OF_CHANGE, can_go_on
+from autocompress.engine.expectation import KEPT_OF_CHANGE, SHOWN_OF_CUT, can_go_on
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.limits import TABLE_ERROR, describe_broken, latency_violations, size_violations
-from autocompress.engine.mutation import in_fewer_bits, mutated
+from autocompress.engine.mutation import mutated, reduced
 from autocompress.engine.pace import trained_for_long_last
 from autocompress.engine.run_folder import read_candidates
 from autocompress.engine.session import Session, ask, running_trials
@@ -39,10 +39,10 @@ def new_estimate(ladder: Ladder, candidates: Sequence[Candidate]) -> optuna.Tria
         return ask(session, START_UP_ESTIMATES)
 
 
-def estimate_in_fewer_bits(ladder: Ladder, candidates: Sequence[Candidate]) -> optuna.Trial | None:
-    """A trial to estimate: the network that was trained for long last, in fewer bits; None where none is left.
+def estimate_reduced(ladder: Ladder, candidates: Sequence[Candidate]) -> optuna.Trial | None:
+    """A trial to estimate: less of what was trained for long last, bits or network; None where nothing is left.
 
-    A short training makes a much smaller file of it, which would otherwise be left to chance.
+    A short training makes a much smaller or faster file of it, which would otherwise be left to chance.
     """
     session = ladder.session
     parent = trained_for_long_last(candidates)
@@ -51,9 +51,11 @@ def estimate_in_fewer_bits(ladder: Ladder, candidates: Sequence[Candidate]) -> o
     with exclusive(session.run.root / "ask.lock"):
         running = [t.user_attrs for t in running_trials(session) if "plan" in t.user_attrs]
         # what began with the weights that this file had before it was trained on says nothing of it
-        known = [c.plan for c in candidates if c.parent in (None, parent.trial)]
+        known = [
+            c.plan for c in candidates if c.parent == parent.trial or (c.parent is None and c.origin is Origin.MUTATED)
+        ]
         known += [Plan.model_validate_json(own["plan"]) for own in running if own.get("parent") in (None, parent.trial)]
-        plan = in_fewer_bits(parent, ladder.guide, known)
+        plan = reduced(parent, ladder.guide, known)
         if plan is None:
             return None
         _enqueue_changed(ladder, plan, parent)
@@ -84,24 +86,29 @@ def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.T
         return Result(State.ESTIMATED, f"limit: {broken}, by the tables", estimate=estimate, violations=found)
     with current.clock.stage("score"):
         divergence, drop = ladder.shared.score(current.plan, current.parent)
-    expected = _expected_drop(ladder, current, drop)
-    figures = {"divergence": divergence, "shared_drop_points": drop, "drop_points": expected}
+    expected, passing = _expected_drop(ladder, current, drop)
+    figures = {"divergence": divergence, "shared_drop_points": drop}
+    figures |= {"drop_points": expected, "passing_drop_points": passing}
     if session.config.limits.max_accuracy_drop is not None:
         found = found | {"max_accuracy_drop": expected - session.config.limits.max_accuracy_drop}
     return Result(State.ESTIMATED, estimate=estimate.model_copy(update=figures), violations=found)
 
 
-def _expected_drop(ladder: Ladder, current: Current, drop: float) -> float:
+def _expected_drop(ladder: Ladder, current: Current, drop: float) -> tuple[float, float]:
     """After the usual steps; of a changed trained network, what it lost before, what the change costs or brings in the
-    end, and a part of what it costs at once.
+    end, and a part of what it costs at once. And that part, where it is of a smaller network and passes.
     """
     parent = current.parent
     if parent is not None and parent.measurement is not None and parent.measurement.validation is not None:
         own = parent.measurement.validation.drop_points
-        moved = own + ladder.least_drop_points(current.plan) - ladder.least_drop_points(parent.plan)
-        return moved + KEPT_OF_CHANGE * max(0.0, drop - own)
+        in_the_end = ladder.least_drop_points(current.plan) - ladder.least_drop_points(parent.plan)
+        kept = KEPT_OF_CHANGE * max(0.0, drop - own)
+        if current.plan.network == parent.plan.network:
+            return own + in_the_end + kept, 0.0
+        return own + SHOWN_OF_CUT * in_the_end + kept, kept
     expectation = ladder.expectation(read_candidates(ladder.session.run))
-    return expectation.drop_points(drop, ladder.macs_ratio(current.plan), current.plan.architecture.family)
+    family = current.plan.architecture.family
+    return expectation.drop_points(drop, ladder.macs_ratio(current.plan), family), 0.0
 
 
 def beyond(ladder: Ladder, plan: Plan) -> tuple[str, Estimate, dict[str, float]]:

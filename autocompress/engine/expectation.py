@@ -27,6 +27,9 @@ LEARNING_EXPONENT = 0.35
 KEPT_OF_CHANGE = 0.1
 """Of what a trained network loses with other bits or fewer channels, the share that a short training does not win back
 (docs/log.md)."""
+SHOWN_OF_CUT = 0.5
+"""Of what a smaller network is thought to lose in the end, the share that shows when it was cut out of a trained one a short
+training ago (docs/log.md)."""
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
 TYPICAL_HANDICAP = 3.3

@@ -108,9 +108,15 @@ class Guide:
         pruning = {g.name: draw.level(SPARSITY_KINDS[g.kind], g.name, ratios[g.kind], p) for g, p in positions(groups)}
         return self.space_plan(architecture, PruningSpec(ratios=pruning), targets, distillation, number)
 
-    def base_plan(self, targets: Targets, distillation: DistillationSpec, number: int) -> Plan:
-        """The shrunken base with the least errors that meets the targets."""
-        architecture, pruning = self._structure(targets)
+    def base_plan(
+        self, targets: Targets, distillation: DistillationSpec, number: int, within: Plan | None = None
+    ) -> Plan:
+        """The shrunken base with the least errors that meets the targets.
+
+        Args:
+            within: a shrunken base of which nothing that is gone comes back.
+        """
+        architecture, pruning = self._structure(targets, within or Plan())
         plan = Plan(architecture=architecture, pruning=pruning, distillation=distillation)
         return self._finished(plan, targets, self.tables.layer_error, number)
 
@@ -194,10 +200,10 @@ class Guide:
 
     # --- structure: which blocks go, and how far each group is pruned
 
-    def _structure(self, targets: Targets) -> tuple[ArchitectureSpec, PruningSpec]:
+    def _structure(self, targets: Targets, within: Plan) -> tuple[ArchitectureSpec, PruningSpec]:
         full = self.predictor.usual_operators(Plan())
         blocks = self._blocks()
-        parts = list(self._parts(full, tuple(blocks)))
+        parts = [_narrower(part, within.pruning.ratios) for part in self._parts(full, tuple(blocks))]
         # all at once: each process that times operators takes time to start
         self.predictor.latency_table.fill(o for part in parts for _, found in part.prunings for o in found)
         units: list[list[Option]] = []
@@ -211,7 +217,10 @@ class Guide:
                 for error, (_, found) in zip(errors, part.prunings, strict=True)
             ]
             choices: list[tuple[str | None, dict[str, float]]] = [(None, pruned) for pruned, _ in part.prunings]
-            if part.name in blocks:
+            if part.name in within.architecture.dropped_blocks:
+                units.append([Option(0.0, 0.0, 0.0)])
+                decisions.append([(part.name, {})])
+            elif part.name in blocks:
                 units.append([Option(blocks[part.name] * weight, 0.0, 0.0), *options])
                 decisions.append([(part.name, {}), *choices])
             else:
@@ -286,6 +295,12 @@ class Guide:
             o.layer: self.space.section.precision[index].for_layer(kinds.get(o.layer, "linear"))
             for o, index in zip(layers, chosen, strict=True)
         }
+
+
+def _narrower(part: _Part, ratios: Mapping[str, float]) -> _Part:
+    """The part without prunings that keep more than ``ratios`` do, if there are others."""
+    left = [own for own in part.prunings if all(ratio >= ratios.get(group, 0.0) for group, ratio in own[0].items())]
+    return _Part(part.name, part.operators, left or part.prunings)
 
 
 def _products(groups: Sequence[ChannelGroup], ratios: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

@@ -1,14 +1,15 @@
-"""The late phase: one decision of a good plan changed, where the guided parametrisation cannot reach."""
+"""Changes of a good plan: one decision at random, where the guided parametrisation cannot reach; and less of a trained one."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from autocompress.candidate import Candidate
-from autocompress.engine.guided import KNOTS, Guide
+from autocompress.engine.guided import KNOTS, Guide, Targets
 from autocompress.engine.promotion import climbing_order, leaves, objectives
 from autocompress.models import space_labels
 from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, QuantizationSpec
@@ -19,6 +20,10 @@ FEWER_BITS = (1.3, 1.7)
 """How many times smaller files become for which a trained network is rounded to fewer bits."""
 LEAST_SMALLER = 1.1
 """What a file must become smaller by for that to be worth a try."""
+FASTER = (1.3, 1.7)
+"""How many times faster and smaller the networks are that are cut out of a trained base."""
+LEAST_FASTER = 1.15
+"""What a smaller network must be faster by to be worth a try."""
 
 
 def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[Plan, Candidate] | None:
@@ -45,20 +50,56 @@ def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[P
     return None
 
 
-def in_fewer_bits(parent: Candidate, guide: Guide, known: Sequence[Plan]) -> Plan | None:
-    """A trained plan with fewer bits, for a file smaller by the first of :data:`FEWER_BITS` that is not known yet.
+def reduced(parent: Candidate, guide: Guide, known: Sequence[Plan]) -> Plan | None:
+    """The first plan that is less than a trained one and not known yet: in fewer bits, then of a smaller network.
 
     Args:
         known: plans that are not worth another estimate.
     """
-    if len(guide.space.section.precision) < 2 or not parent.plan.quantization.precisions:
+    if not parent.plan.quantization.precisions:
         return None
-    own, seen = guide.predictor.size_ratio(parent.plan), {plan.decisions for plan in known}
+    seen = {plan.decisions for plan in known}
+    plans = itertools.chain(_in_fewer_bits(parent.plan, guide), _smaller(parent.plan, guide))
+    return next((_untrained(plan, guide) for plan in plans if plan.decisions not in seen), None)
+
+
+def _in_fewer_bits(plan: Plan, guide: Guide) -> Iterator[Plan]:
+    """For files smaller by :data:`FEWER_BITS`."""
+    if len(guide.space.section.precision) < 2:
+        return
+    own = guide.predictor.size_ratio(plan)
     for smaller in FEWER_BITS:
-        plan = guide.with_bits(parent.plan, smaller / own, (0.0,) * KNOTS)
-        if guide.predictor.size_ratio(plan) * LEAST_SMALLER <= own and plan.decisions not in seen:
-            return _untrained(plan, guide)
-    return None
+        child = guide.with_bits(plan, smaller / own, (0.0,) * KNOTS)
+        if guide.predictor.size_ratio(child) * LEAST_SMALLER <= own:
+            yield child
+
+
+def _smaller(plan: Plan, guide: Guide) -> Iterator[Plan]:
+    """Networks that a trained one contains: faster by :data:`FASTER`, or in the model space with one label an option less."""
+    own = _latency_ratio(plan, guide)
+    children = _smaller_bases if plan.architecture.family == "base" else _smaller_members
+    for child in children(plan, guide, own):
+        if _latency_ratio(child, guide) * LEAST_FASTER <= own:
+            yield child
+
+
+def _smaller_bases(plan: Plan, guide: Guide, own: float) -> Iterator[Plan]:
+    bits = sum(width * share for width, share in guide.predictor.shares_of_bits(plan).items())
+    for faster in FASTER:
+        targets = Targets(faster / own, faster / guide.predictor.size_ratio(plan), bits)
+        yield guide.base_plan(targets, plan.distillation, plan.seed, within=plan)
+
+
+def _smaller_members(plan: Plan, guide: Guide, own: float) -> Iterator[Plan]:
+    labels = space_labels(guide.space.model_space)
+    for name, current in sorted(plan.architecture.choices.items()):
+        less = [option for option in labels[name] if isinstance(option, int | float) and option < current]
+        if less:
+            yield _with_choice(plan, name, max(less), guide, random.Random(plan.seed))
+
+
+def _latency_ratio(plan: Plan, guide: Guide) -> float:
+    return guide.predictor.latency_ratio(guide.predictor.operators(plan))
 
 
 def _untrained(plan: Plan, guide: Guide) -> Plan:
@@ -121,7 +162,12 @@ def _other_choice(plan: Plan, guide: Guide, rng: random.Random) -> Plan | None:
     if not names:
         return None
     name = rng.choice(names)
-    choices = plan.architecture.choices | {name: _neighbour(labels[name], plan.architecture.choices[name], rng)}
+    return _with_choice(plan, name, _neighbour(labels[name], plan.architecture.choices[name], rng), guide, rng)
+
+
+def _with_choice(plan: Plan, name: str, option: Any, guide: Guide, rng: random.Random) -> Plan:
+    choices = plan.architecture.choices | {name: option}
+    labels = space_labels(guide.space.model_space)
     complete = {label: choices.get(label, options[0]) for label, options in labels.items()}
     used = guide.space.used_choices(complete)
     return _over(plan, ArchitectureSpec(family="space", choices=used), guide, rng)

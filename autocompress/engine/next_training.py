@@ -17,8 +17,22 @@ from autocompress.engine.continuation import continued_rate
 from autocompress.engine.estimating import START_UP_ESTIMATES
 from autocompress.engine.expectation import Curves
 from autocompress.engine.ladder import Ladder
-from autocompress.engine.pace import KNEES, first_trained, is_exhausted, length_s, progress, steps_within
-from autocompress.engine.promotion import LEAST_ESTIMATES, next_to_polish, next_to_promote, next_to_train_on
+from autocompress.engine.pace import (
+    KNEES,
+    first_trained,
+    is_exhausted,
+    length_s,
+    progress,
+    steps_within,
+    trained_for_long_last,
+)
+from autocompress.engine.promotion import (
+    LEAST_ESTIMATES,
+    next_to_polish,
+    next_to_promote,
+    next_to_reduce,
+    next_to_train_on,
+)
 from autocompress.engine.run_folder import read_candidate, read_candidates
 from autocompress.engine.session import ask
 from autocompress.engine.time_left import training_time_left_s
@@ -27,7 +41,7 @@ from autocompress.models import state_digest
 from autocompress.pipeline import QUANTIZED_STEPS
 from autocompress.plan import TrainingSpec
 
-LEAST_STEPS = {"promote": 40, "train_on": 60, "polish": 60}
+LEAST_STEPS = {"promote": 40, "reduce": 40, "train_on": 60, "polish": 60}
 
 
 def enqueue_training(ladder: Ladder, action: str) -> optuna.Trial | None:
@@ -54,11 +68,16 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     }
     # what is best after one long training, and not at the end, is trained next: there is a good front at any time
     horizon, curves = length_s(ladder, "train_on"), ladder.curves(candidates)
-    if action == "promote":
+    origin = Origin.PROMOTED if action in ("promote", "reduce") else Origin.CONTINUED
+    left = training_time_left_s(session, ladder.overhead_s)
+    short_s = partial(short_training_s, seconds, left, session.config.training.random_start_factor)
+    needs_s = partial(needed_s, {c.trial: c for c in candidates}, short_s, curves)
+    if action == "reduce":
+        last = trained_for_long_last(candidates)
+        elapsed_s = session.elapsed_s()
+        parent = next_to_reduce(candidates, busy, last, needs_s, curves, elapsed_s, ladder.overhead_s) if last else None
+    elif action == "promote":
         least = 1 if is_exhausted(ladder, candidates) else LEAST_ESTIMATES
-        left = training_time_left_s(session, ladder.overhead_s)
-        short_s = partial(short_training_s, seconds, left, session.config.training.random_start_factor)
-        needs_s = partial(needed_s, {c.trial: c for c in candidates}, short_s, curves)
         parent = next_to_promote(candidates, busy, needs_s, horizon, curves, least, ladder.overhead_s)
         is_first = parent is not None and not busy and parent.plan.architecture.family not in first_trained(candidates)
         # a family's first file is trained for long at once, if it loses anything: there is a good front early
@@ -72,13 +91,13 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     steps = steps_within(ladder, candidates, parent.plan, seconds, action)
     if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
         return None
-    origin = Origin.PROMOTED if action == "promote" else Origin.CONTINUED
-    trained = None if action != "promote" or parent.parent is None else read_candidate(session.run, parent.parent)
+    lender = parent.parent if origin is Origin.PROMOTED else None
+    trained = None if lender is None else read_candidate(session.run, lender)
     start = session.run.checkpoint(parent.trial)
     digest = (
         state_digest(load_file(start)) if start.is_file() else ladder.shared.write_start(parent.plan, start, trained)
     )
-    training = training_of(session.config.training, parent, trained, action, steps, digest)
+    training = training_of(session.config.training, parent, trained, origin, steps, digest)
     update = {"training": training, "seed": parent.plan.seed + NEXT_SEED}
     # the sampler has heard of this plan as an estimate; parts of its tree would count twice
     attributes: dict[str, Any] = {
@@ -89,18 +108,19 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
 
 
 def training_of(
-    settings: TrainingSection, parent: Candidate, trained: Candidate | None, action: str, steps: int, start: str
+    settings: TrainingSection, parent: Candidate, trained: Candidate | None, origin: Origin, steps: int, start: str
 ) -> TrainingSpec:
     """The training of a candidate that climbs.
 
     Args:
         parent: the estimate that is promoted, or the file that is trained on.
         trained: the file whose weights an estimate begins with; None where they are the shared ones.
+        origin: of the candidate, promoted or continued.
         steps: that fit into the time.
         start: digest of the weights.
     """
     family = parent.plan.architecture.family
-    if action != "promote":
+    if origin is Origin.CONTINUED:
         rate = continued_rate(settings, family, parent.total_steps, steps)
         return TrainingSpec(steps=steps, start=start, learning_rate=rate)
     if trained is None:

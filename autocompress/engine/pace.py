@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.expectation import can_go_on
 from autocompress.engine.ladder import Ladder
-from autocompress.engine.mutation import FEWER_BITS
-from autocompress.engine.promotion import LEAST_ESTIMATES, is_waiting, untried_families
+from autocompress.engine.mutation import FASTER, FEWER_BITS
+from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
 from autocompress.engine.session import Session, running_trials
 from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import training_time_left_s
@@ -20,7 +20,7 @@ SHARES = {"share": 0.15, "estimate": 0.06, "promote": 0.17, "train_on": 0.62}
 One long training of the right member is worth more than many short ones, and sharing pays by its first minutes
 (docs/log.md).
 """
-LENGTHS = {"share": 0.08, "promote": 0.08, "train_on": 0.70}
+LENGTHS = {"share": 0.08, "promote": 0.08, "reduce": 0.08, "train_on": 0.70}
 """Seconds of an action, as a share of the run time so far: budgets grow with the study."""
 LONG = 0.12
 """Of the whole time, for the first training of a family and for one that goes on, at least (docs/log.md)."""
@@ -30,6 +30,8 @@ KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 FILES_BEFORE_NEXT = 1 + len(FEWER_BITS)
 """Of a family, before the next one joins: the first, and that in fewer bits."""
+REDUCTIONS = len(FEWER_BITS) + len(FASTER)
+"""Files at most that are made of what was trained for long, right after it: the same in fewer bits, or cut down."""
 JOINS_UNTIL = 0.5
 """Of the whole time: the next family takes as long for its first files as the one before, or it is left out."""
 LEAST_CYCLES = 2
@@ -53,8 +55,6 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
         return ["promote", "estimate"]
     if not is_timed and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
-    if is_timed and _is_to_be_rounded(candidates):
-        return ["promote", *SHARES]
     long = {c.trial for c in trained_for_long(candidates)}
     trained = [(c.trial in long, c.finished_s - c.started_s) for c in climbed]
     spent = {
@@ -64,18 +64,14 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
         "train_on": sum(seconds for is_long, seconds in trained if is_long),
     }
     total = sum(spent.values())
-    return sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+    order = sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)
+    return ["reduce", *order] if is_timed and _may_be_reduced(candidates) else order
 
 
-def _is_to_be_rounded(candidates: Sequence[Candidate]) -> bool:
-    """Whether what was trained for long last waits in fewer bits: a minute then adds as much as many of training."""
+def _may_be_reduced(candidates: Sequence[Candidate]) -> bool:
+    """Whether what was trained for long last is still worth less of it: a minute then adds as much as many of training."""
     last = trained_for_long_last(candidates)
-    if last is None:
-        return False
-    climbed = _climbed(candidates)
-    gone = {c.parent for c in climbed}
-    waits = any(c.parent == last.trial and is_waiting(c) and c.trial not in gone for c in candidates)
-    return waits and sum(c.started_s >= last.finished_s for c in climbed) < len(FEWER_BITS)
+    return last is not None and sum(c.started_s >= last.finished_s for c in _climbed(candidates)) < REDUCTIONS
 
 
 def first_trained(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
@@ -145,6 +141,6 @@ def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, se
     time is free.
     """
     if ladder.session.config.study.timeout_s is None:
-        return plan.training.steps * (1 if action == "promote" else LONGER)
+        return plan.training.steps * (LONGER if action in ("train_on", "polish") else 1)
     step = ladder.step_time(candidates, plan.architecture.family)
     return affordable_steps(ladder.session.bench, seconds, step.seconds(ladder.predictor.macs(plan)))

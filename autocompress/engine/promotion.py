@@ -17,6 +17,8 @@ from autocompress.engine.pareto import ObjectiveVector, front, hypervolume, obje
 from autocompress.engine.time_left import USUAL_OVERHEAD_S
 
 CONTENDERS = 256
+LEAST_GROWTH = 0.5
+"""Of the front's mean growth so far, that less of a trained file must bring for its seconds."""
 LEAST_ESTIMATES = 8
 """Estimates that must wait before one of them is promoted."""
 
@@ -71,13 +73,7 @@ def next_to_promote(
         least: estimates that must wait.
         overhead_s: of a file beside its training.
     """
-    gone = _climbed(candidates, busy)
-    # the same decisions begun with another file's weights, as those of one that was trained on since, are another start
-    begun = {(c.plan.decisions, c.parent) for c in candidates if c.trial in gone}
-    begun |= {(c.plan.decisions, None) for c in candidates if c.state is State.COMPLETE}
-    waiting = [
-        c for c in candidates if is_waiting(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun
-    ]
+    waiting = _waiting(candidates, busy)
     if len(waiting) < least:
         return None
     # a trained network in other bits begins with its weights, as an estimate of its own
@@ -89,14 +85,63 @@ def next_to_promote(
     untried = sorted(untried_families(candidates), key=lambda family: family == "space")[:1]
     waiting = [c for c in waiting if c.plan.architecture.family in untried] or waiting
     measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    soon = [_estimated(c, short_s(c), curves) for c in waiting]
-    if not untried:
-        first = climbing_order(soon, measured, [short_s(c) + overhead_s for c in waiting])[0]
-        if added_hypervolumes([soon[first]], measured)[0] > 0:
-            return waiting[first]
+    first = None if untried else _adds_most_soon(waiting, measured, short_s, curves, overhead_s, 0.0)
+    if first is not None:
+        return first
     taken = [*measured, *(hoped_for(c, seconds, curves) for c in leaves(candidates))]
-    points = [_estimated(c, short_s(c) + seconds, curves) for c in waiting]
+    points = [expected_after(c, short_s(c) + seconds, curves) for c in waiting]
     return waiting[climbing_order(points, taken)[0]]
+
+
+def next_to_reduce(
+    candidates: Sequence[Candidate],
+    busy: set[int],
+    parent: Candidate,
+    short_s: Callable[[Candidate], float],
+    curves: Curves,
+    elapsed_s: float,
+    overhead_s: float = USUAL_OVERHEAD_S,
+) -> Candidate | None:
+    """What is less than a trained candidate, in bits or in layers, and adds most to the files for each second of its short
+    training; None where nothing adds :data:`LEAST_GROWTH` of what a second has brought so far.
+
+    Args:
+        parent: the trained one.
+        elapsed_s: in which the files were made.
+        busy, short_s, curves, overhead_s: as of :func:`next_to_promote`.
+    """
+    waiting = [c for c in _waiting(candidates, busy) if c.parent == parent.trial]
+    measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
+    growth = hypervolume(np.array(measured).reshape(-1, 3)) / max(elapsed_s, 1.0)
+    return _adds_most_soon(waiting, measured, short_s, curves, overhead_s, LEAST_GROWTH * growth)
+
+
+def _waiting(candidates: Sequence[Candidate], busy: set[int]) -> list[Candidate]:
+    """Estimates of which no file was made."""
+    gone = _climbed(candidates, busy)
+    # the same decisions begun with another file's weights, as those of one that was trained on since, are another start
+    begun = {(c.plan.decisions, c.parent) for c in candidates if c.trial in gone}
+    begun |= {(c.plan.decisions, None) for c in candidates if c.state is State.COMPLETE}
+    return [
+        c for c in candidates if is_waiting(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun
+    ]
+
+
+def _adds_most_soon(
+    waiting: Sequence[Candidate],
+    measured: Sequence[ObjectiveVector],
+    short_s: Callable[[Candidate], float],
+    curves: Curves,
+    overhead_s: float,
+    least_each_s: float,
+) -> Candidate | None:
+    """The one that adds most for each second; None if that is not more than so much."""
+    if not waiting:
+        return None
+    soon = [expected_after(c, short_s(c), curves) for c in waiting]
+    costs = [short_s(c) + overhead_s for c in waiting]
+    first = climbing_order(soon, measured, costs)[0]
+    return waiting[first] if added_hypervolumes([soon[first]], measured)[0] > least_each_s * costs[first] else None
 
 
 def untried_families(candidates: Sequence[Candidate]) -> set[str]:
@@ -172,16 +217,19 @@ def is_waiting(candidate: Candidate) -> bool:
     )
 
 
-def _estimated(candidate: Candidate, seconds: float, curves: Curves) -> ObjectiveVector:
+def expected_after(candidate: Candidate, seconds: float, curves: Curves) -> ObjectiveVector:
     """Objectives of an estimated candidate when it is trained for so many seconds.
 
-    Its expected drop is that after the usual steps; a network that computes more makes fewer in the same time.
+    Its expected drop is that after the usual steps; a network that computes more makes fewer in the same time. What a cut
+    costs passes with the steps since then, whatever those before.
     """
     point = objectives(candidate)
-    assert point is not None
+    assert point is not None and candidate.estimate is not None
     usual = curves.usual_steps[candidate.plan.architecture.family]
     spent, later = candidate.total_steps, seconds / curves.seconds_per_step(candidate)
-    return curves.drop_at(candidate, point[0], spent + usual, spent + later), *point[1:]
+    passing = candidate.estimate.passing_drop_points
+    lasting = curves.drop_at(candidate, point[0] - passing, spent + usual, spent + later)
+    return lasting + passing * usual / max(later, 1.0), *point[1:]
 
 
 def _vector(candidate: Candidate) -> ObjectiveVector:

@@ -35,7 +35,7 @@ from searches import (
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import StudyConfig, load_study
 from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
-from autocompress.engine.estimating import estimate, estimate_in_fewer_bits
+from autocompress.engine.estimating import estimate, estimate_reduced
 from autocompress.engine.events import Silent
 from autocompress.engine.ladder import Ladder, make_ladder
 from autocompress.engine.next_training import enqueue_training
@@ -264,13 +264,13 @@ def test_what_was_trained_for_long_last_is_estimated_in_fewer_bits_once(finished
     most = QuantizationSpec(precisions=dict.fromkeys(last.plan.quantization.precisions, Precision.W8A8))
     whole = last.model_copy(update={"plan": last.plan.model_copy(update={"quantization": most})})
     with opened(place, config) as ladder:
-        trial = estimate_in_fewer_bits(ladder, [whole])
+        trial = estimate_reduced(ladder, [whole])
         assert trial is not None
         candidate = attempt(ladder.session, trial, partial(estimate, ladder))
-        again = estimate_in_fewer_bits(ladder, [whole, candidate])
+        again = estimate_reduced(ladder, [whole, candidate])
         # the same bits of what this file was before it was trained on are no estimate of it
         older = candidate.model_copy(update={"parent": 0})
-        once_more = estimate_in_fewer_bits(ladder, [whole, older])
+        once_more = estimate_reduced(ladder, [whole, older])
     assert (candidate.state, candidate.parent, candidate.origin) == (State.ESTIMATED, last.trial, Origin.MUTATED)
     plan = candidate.plan
     assert (plan.architecture, plan.pruning) == (whole.plan.architecture, whole.plan.pruning)

@@ -17,10 +17,11 @@ from autocompress.candidate import Accuracy, Candidate, Estimate, Latency, Measu
 from autocompress.config import SpaceSection
 from autocompress.data.task import TaskData
 from autocompress.engine.guided import Guide
-from autocompress.engine.mutation import FEWER_BITS, LEAST_SMALLER, in_fewer_bits, mutated
+from autocompress.engine.mutation import FASTER, FEWER_BITS, LEAST_FASTER, LEAST_SMALLER, mutated, reduced
 from autocompress.engine.space import PerLayer
 from autocompress.layers import trace, weight_layers
-from autocompress.pipeline import build_network
+from autocompress.models import space_labels
+from autocompress.pipeline import build_network, take_over
 from autocompress.plan import DistillationSpec, Plan, Precision, QuantizationSpec
 
 MUTATIONS = 40
@@ -187,37 +188,84 @@ def test_a_child_comes_with_its_parent_and_keeps_its_seed(base: Guide) -> None:
         assert child.training.start == "d" * 64 and child.training.steps == 50
 
 
-# Fewer bits
+# Less of what was trained
 
 
 @pytest.mark.parametrize("name", ["base", "with_space", "words"])
-def test_fewer_bits_make_smaller_files_until_there_are_none(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_trained_network_is_reduced_until_nothing_is_left(name: str, request: pytest.FixtureRequest) -> None:
+    """First in fewer bits, for smaller and smaller files; then networks that it contains, which are faster."""
     guide: Guide = request.getfixturevalue(name)
     plan = parent_of(guide, seed=2)
     finest = {layer: guide.space.section.precision[0].for_layer(kind_of(guide, plan, layer)) for layer in bits_of(plan)}
     parent = trained_file(3, plan.model_copy(update={"quantization": QuantizationSpec(precisions=finest)}))
     own, known = guide.predictor.size_ratio(parent.plan), [parent.plan]
-    factors = []
-    while (child := in_fewer_bits(parent, guide, known)) is not None:
-        assert (child.architecture, child.pruning) == (parent.plan.architecture, parent.plan.pruning)
+    while (child := reduced(parent, guide, known)) is not None:
         assert all((p.weight_bits or 32) <= (finest[layer].weight_bits or 32) for layer, p in bits_of(child).items())
         assert child.training.start == "d" * 64 and child.training.steps == guide.space.steps(child.architecture.family)
-        factors.append(own / guide.predictor.size_ratio(child))
         known.append(child)
+    rounded = [child for child in known[1:] if child.network == parent.plan.network]
+    assert known[1 : 1 + len(rounded)] == rounded
+    factors = [own / guide.predictor.size_ratio(child) for child in rounded]
     assert 1 <= len(factors) <= len(FEWER_BITS) and min(factors) >= LEAST_SMALLER
     assert factors == sorted(factors)
     # the plan of another training is the same file
     trained = known[1].model_copy(update={"seed": 5, "distillation": DistillationSpec(alpha=0.5)})
-    assert in_fewer_bits(parent, guide, [trained, *known[2:]]) is None
+    assert reduced(parent, guide, [trained, *known[2:]]) is None
 
 
-def test_what_has_the_fewest_bits_is_left_alone(base: Guide) -> None:
+@pytest.mark.parametrize("name", ["base", "with_space"])
+def test_smaller_networks_begin_with_what_they_keep_of_a_trained_one(name: str, request: pytest.FixtureRequest) -> None:
+    guide: Guide = request.getfixturevalue(name)
+    bench = make_bench(request.getfixturevalue("trained"), request.getfixturevalue("digits"),
+                       request.getfixturevalue("small_space") if name == "with_space" else None)  # fmt: skip
+    smaller = 0
+    for seed in range(6):
+        parent = trained_file(3, parent_of(guide, seed))
+        state = build_network(bench, parent.plan).state_dict()
+        for child in smaller_networks(parent, guide):
+            assert speed(child, guide) >= LEAST_FASTER * speed(parent.plan, guide)
+            assert {bits.weight_bits for bits in bits_of(child).values()} <= {8, 6, 4, 3}
+            left = take_over(bench, child, parent.plan, state)
+            if left is None:  # another stride or kernel is no part of it
+                assert name == "with_space"
+                continue
+            build_network(bench, child).load_state_dict(left)
+            smaller += 1
+            if name == "base":
+                assert set(parent.plan.architecture.dropped_blocks) <= set(child.architecture.dropped_blocks)
+                kept = {
+                    group: ratio for group, ratio in parent.plan.pruning.ratios.items() if group in child.pruning.ratios
+                }
+                assert all(child.pruning.ratios[group] >= ratio for group, ratio in kept.items())
+            else:
+                labels, own = space_labels(guide.space.model_space), child.architecture.choices
+                changed = [key for key, option in own.items() if option != parent.plan.architecture.choices[key]]
+                if changed:  # none where a block went with its choices
+                    (key,) = changed
+                    assert own[key] == max(o for o in labels[key] if o < parent.plan.architecture.choices[key])
+    assert smaller
+
+
+def smaller_networks(parent: Candidate, guide: Guide) -> list[Plan]:
+    known: list[Plan] = []
+    while (child := reduced(parent, guide, known)) is not None:
+        known.append(child)
+    return [child for child in known if child.network != parent.plan.network]
+
+
+def speed(plan: Plan, guide: Guide) -> float:
+    return 1 / guide.predictor.latency_ratio(guide.predictor.operators(plan))
+
+
+def test_what_has_the_fewest_bits_is_cut_alone(base: Guide) -> None:
     plan = parent_of(base, seed=2)
     least = dict.fromkeys(bits_of(plan), Precision.W3A8)
-    coarsest = plan.model_copy(update={"quantization": QuantizationSpec(precisions=least)})
-    assert in_fewer_bits(trained_file(3, coarsest), base, []) is None
+    coarsest = trained_file(3, plan.model_copy(update={"quantization": QuantizationSpec(precisions=least)}))
+    child = reduced(coarsest, base, [])
+    assert child is None or child.network != plan.network
+    assert len(smaller_networks(coarsest, base)) <= len(FASTER)
     whole = plan.model_copy(update={"quantization": QuantizationSpec()})
-    assert in_fewer_bits(trained_file(3, whole), base, []) is None
+    assert reduced(trained_file(3, whole), base, []) is None
 
 
 def kind_of(guide: Guide, plan: Plan, name: str) -> str:

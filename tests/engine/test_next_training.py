@@ -35,23 +35,23 @@ SMALLER = candidate(3, State.ESTIMATED, Precision.W4A8, ("stage1.0",))
 
 @pytest.mark.parametrize("steps, expected", [(300, 300), (42, 42), (9000, QUANTIZED_STEPS)])
 def test_a_trained_network_in_other_bits_makes_quantised_steps_only(steps: int, expected: int) -> None:
-    training = training_of(SETTINGS, FINER, FILE, "promote", steps, START)
+    training = training_of(SETTINGS, FINER, FILE, Origin.PROMOTED, steps, START)
     assert (training.steps, training.quantized_fraction, training.start) == (expected, 1.0, START)
 
 
 def test_what_is_left_of_a_trained_network_is_trained_before_it_is_rounded() -> None:
-    training = training_of(SETTINGS, SMALLER, FILE, "promote", 300, START)
+    training = training_of(SETTINGS, SMALLER, FILE, Origin.PROMOTED, 300, START)
     assert (training.steps, training.quantized_fraction) == (300, None)
     assert training.learning_rate == SETTINGS.learning_rate
 
 
 def test_a_member_of_the_shared_weights_has_the_rate_of_its_family() -> None:
-    training = training_of(SETTINGS, FINER, None, "promote", 300, START)
+    training = training_of(SETTINGS, FINER, None, Origin.PROMOTED, 300, START)
     assert (training.steps, training.quantized_fraction, training.learning_rate) == (300, None, None)
 
 
 def test_a_file_that_is_trained_on_has_a_rate_by_its_length() -> None:
-    short, long = (training_of(SETTINGS, FILE, None, "train_on", steps, START) for steps in (150, 3000))
+    short, long = (training_of(SETTINGS, FILE, None, Origin.CONTINUED, steps, START) for steps in (150, 3000))
     assert short.learning_rate == pytest.approx(0.1 * SETTINGS.learning_rate)
     assert long.learning_rate == SETTINGS.learning_rate
     assert short.quantized_fraction is long.quantized_fraction is None

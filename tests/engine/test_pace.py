@@ -15,6 +15,7 @@ from autocompress.engine.pace import (
     LEAST_CYCLES,
     LENGTHS,
     LONG,
+    REDUCTIONS,
     SHARES,
     first_trained,
     in_order_of_need,
@@ -67,7 +68,8 @@ def test_what_lags_most_behind_its_share_is_next(behind: str) -> None:
         took(2, spent["train_on"] / 2, Origin.CONTINUED),
         took(3, spent["promote"], Origin.PROMOTED),
     ]
-    assert in_order_of_need(ladder(spent["share"]), candidates, 0.5)[0] == behind
+    order = in_order_of_need(ladder(spent["share"]), candidates, 0.5)
+    assert next(action for action in order if action != "reduce") == behind
 
 
 def test_a_family_joins_when_the_one_before_it_has_its_first_files() -> None:
@@ -86,7 +88,7 @@ def test_a_family_that_comes_too_late_for_files_of_its_own_stays_out() -> None:
     files = [took(n, 30.0, Origin.PROMOTED) for n in range(FILES_BEFORE_NEXT)]
     assert in_order_of_need(ladder(20.0, "space"), files, JOINS_UNTIL)[0] == "join"
     late = in_order_of_need(ladder(20.0, "space"), files, JOINS_UNTIL + 0.01)
-    assert "join" not in late and set(late) == set(SHARES)
+    assert "join" not in late and set(late) == {"reduce", *SHARES}
 
 
 def test_a_long_first_training_does_not_use_up_the_time_of_short_ones() -> None:
@@ -95,24 +97,17 @@ def test_a_long_first_training_does_not_use_up_the_time_of_short_ones() -> None:
     assert order.index("promote") < order.index("train_on")
 
 
-def test_what_was_trained_for_long_is_rounded_before_anything_else_and_twice_at_most() -> None:
-    """Short trainings have had more than their share; the roundings of a long one belong to it."""
-    scored = Estimate(size_ratio=0.1, latency_ratio=0.1, divergence=1.0, shared_drop_points=5.0, drop_points=1.0)
+def test_what_was_trained_for_long_is_reduced_before_anything_else_and_not_for_ever() -> None:
+    """Short trainings have had more than their share; the reductions of a long one belong to it."""
     first, short = took(1, 20.0, Origin.PROMOTED), took(2, 900.0, Origin.PROMOTED, began=200.0)
     long = took(3, 400.0, Origin.CONTINUED, began=1200.0)
-    rounded = [
-        took(n, 1.0, Origin.MUTATED, State.ESTIMATED, began=1700.0).model_copy(update={"estimate": scored, "parent": 3})
-        for n in (4, 5, 6)
-    ]
-    estimates = took(7, 100.0, Origin.SAMPLED, State.ESTIMATED)
-    files = [first, short, long, estimates]
-    assert in_order_of_need(ladder(300.0), files, 0.5)[0] != "promote"
-    assert in_order_of_need(ladder(300.0), [*files, *rounded], 0.5)[0] == "promote"
-    made = [took(10 + n, 50.0, Origin.PROMOTED, began=1800.0 + 60.0 * n) for n in range(2)]
-    assert in_order_of_need(ladder(300.0), [*files, *rounded, made[0]], 0.5)[0] == "promote"
-    assert in_order_of_need(ladder(300.0), [*files, *rounded, *made], 0.5)[0] != "promote"
-    gone = made[0].model_copy(update={"parent": 4})
-    assert in_order_of_need(ladder(300.0), [*files, rounded[0], gone], 0.5)[0] != "promote"
+    files = [first, short, long, took(7, 100.0, Origin.SAMPLED, State.ESTIMATED)]
+    made = [took(10 + n, 50.0, Origin.PROMOTED, began=1800.0 + 60.0 * n) for n in range(REDUCTIONS)]
+    for count in range(REDUCTIONS):
+        order = in_order_of_need(ladder(300.0), [*files, *made[:count]], 0.5)
+        assert order[0] == "reduce" and set(order[1:]) == set(SHARES)
+    assert "reduce" not in in_order_of_need(ladder(300.0), [*files, *made], 0.5)
+    assert "reduce" not in in_order_of_need(ladder(300.0), files[-1:], 0.5)
 
 
 def at(elapsed_s: float, timeout_s: float | None = 3600.0, overhead_s: float = 20.0) -> Ladder:

@@ -16,11 +16,13 @@ from autocompress.engine.pareto import REFERENCE_POINT, ObjectiveVector
 from autocompress.engine.promotion import (
     LEAST_ESTIMATES,
     climbing_order,
+    expected_after,
     hoped_for,
     knee_points,
     leaves,
     next_to_polish,
     next_to_promote,
+    next_to_reduce,
     next_to_train_on,
     objectives,
 )
@@ -384,3 +386,39 @@ def test_what_adds_most_for_its_seconds_goes_before_what_adds_most() -> None:
     assert chosen(600.0, 10.0) == cheap
     assert chosen(20.0, 10.0) == dear
     assert chosen(600.0, 10_000.0) == dear  # where files themselves take long, fewer and better ones
+
+
+def test_what_a_cut_costs_passes_with_the_steps_since_then() -> None:
+    """A network cut out of one of many steps wins back soon what the cut costs, and not what that one lost before."""
+    usual = CURVES.usual_steps["base"]
+    whole = estimated(2, 3.0, parent=1).model_copy(update={"total_steps": 100_000})
+    assert whole.estimate is not None
+    cut = whole.model_copy(update={"estimate": whole.estimate.model_copy(update={"passing_drop_points": 2.0})})
+    per_step = CURVES.seconds_per_step(cut)
+    for times in (0.5, 1.0, 2.0, 8.0):
+        lasting, _, _ = expected_after(cut.model_copy(update={"estimate": whole.estimate.model_copy(update={"drop_points": 1.0})}),
+                                   times * usual * per_step, CURVES)  # fmt: skip
+        drop, size, latency = expected_after(cut, times * usual * per_step, CURVES)
+        assert drop == pytest.approx(lasting + 2.0 / times)
+        assert (size, latency) == (math.log(0.1), math.log(0.1))
+    later = expected_after(whole, 8 * usual * per_step, CURVES)[0]
+    assert 2.9 < later < 3.0  # as a network of so many steps that was not cut
+
+
+def test_only_less_of_the_file_that_adds_something_is_made_right_after_it() -> None:
+    flat = Curves(dict.fromkeys(EXPONENTS, 0.0), CURVES.usual_steps, CURVES.least, CURVES.seconds_per_step)
+    file, other = trained(1, 0.5, 0.1, 0.1), trained(4, 1.0, 0.2, 0.2)
+    rounded, cut, worse = (estimated(n, drop, size, fast, parent=1) for n, drop, size, fast in
+                           ((2, 0.8, 0.06, 0.1), (3, 1.5, 0.05, 0.05), (5, 0.9, 0.1, 0.1)))  # fmt: skip
+    elsewhere, anew = estimated(6, 0.1, 0.02, 0.02, parent=4), estimated(7, 0.1, 0.02, 0.02)
+
+    def chosen(*waiting: Candidate, elapsed_s: float = 1e6) -> Candidate | None:
+        return next_to_reduce([file, other, *waiting], set(), file, short_s, flat, elapsed_s)
+
+    assert chosen(rounded, cut, worse, elsewhere, anew) == cut
+    assert chosen(rounded, worse) == rounded
+    assert chosen(worse, elsewhere, anew) is None
+    assert chosen() is None
+    assert next_to_reduce([file, rounded], {rounded.trial}, file, short_s, flat, 1e6) is None
+    # the front has grown faster than that: there is better to do
+    assert chosen(rounded, worse, elapsed_s=1.0) is None
