@@ -78,19 +78,20 @@ def _smaller(plan: Plan, guide: Guide) -> Iterator[Plan]:
     """Networks that a trained one contains: faster by :data:`FASTER`, or in the model space with one label an option less."""
     own = _latency_ratio(plan, guide)
     children = _smaller_bases if plan.architecture.family == "base" else _smaller_members
-    for child in children(plan, guide, own):
+    for child in children(plan, guide):
         if _latency_ratio(child, guide) * LEAST_FASTER <= own:
             yield child
 
 
-def _smaller_bases(plan: Plan, guide: Guide, own: float) -> Iterator[Plan]:
+def _smaller_bases(plan: Plan, guide: Guide) -> Iterator[Plan]:
+    own = _latency_ratio(plan, guide)
     bits = sum(width * share for width, share in guide.predictor.shares_of_bits(plan).items())
     for faster in FASTER:
         targets = Targets(faster / own, faster / guide.predictor.size_ratio(plan), bits)
         yield guide.base_plan(targets, plan.distillation, plan.seed, within=plan)
 
 
-def _smaller_members(plan: Plan, guide: Guide, own: float) -> Iterator[Plan]:
+def _smaller_members(plan: Plan, guide: Guide) -> Iterator[Plan]:
     labels = space_labels(guide.space.model_space)
     for name, current in sorted(plan.architecture.choices.items()):
         less = [option for option in labels[name] if isinstance(option, int | float) and option < current]
