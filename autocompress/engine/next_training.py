@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from autocompress.candidate import Candidate, Origin
+from autocompress.candidate import Candidate, Origin, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.config import TrainingSection
 from autocompress.engine.continuation import continued_rate
@@ -91,7 +91,7 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     steps = steps_within(ladder, candidates, parent.plan, seconds, action)
     if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
         return None
-    lender = parent.parent if origin is Origin.PROMOTED else None
+    lender = parent.parent if parent.state is State.ESTIMATED else None
     trained = None if lender is None else read_candidate(session.run, lender)
     start = session.run.checkpoint(parent.trial)
     digest = (
@@ -113,7 +113,7 @@ def training_of(
     """The training of a candidate that climbs.
 
     Args:
-        parent: the estimate that is promoted, or the file that is trained on.
+        parent: the estimate that is promoted, or what is trained on: a file, or the estimate of less of one.
         trained: the file whose weights an estimate begins with; None where they are the shared ones.
         origin: of the candidate, promoted or continued.
         steps: that fit into the time.

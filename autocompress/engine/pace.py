@@ -29,7 +29,7 @@ REST = 0.5
 KNEES, POLISH_SHARE = 3, 0.3
 """With ``--polish``, so many knee points of the front share this last part of the time."""
 FILES_BEFORE_NEXT = 1 + len(FEWER_BITS)
-"""Of a family, before the next one joins: the first, and that in fewer bits."""
+"""Of a family at most, before the next one joins: the first, and less of it."""
 REDUCTIONS = len(FEWER_BITS) + len(FASTER)
 """Files at most that are made of what was trained for long, right after it: the same in fewer bits, or cut down."""
 JOINS_UNTIL = 0.5
@@ -47,7 +47,10 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
     climbed = _climbed(candidates)
     is_timed = ladder.session.config.study.timeout_s is not None
     if (used <= JOINS_UNTIL or not is_timed) and ladder.next_family() is not None:
-        return ["promote", "join", *SHARES] if len(climbed) < FILES_BEFORE_NEXT else ["join", *SHARES]
+        if len(climbed) >= FILES_BEFORE_NEXT:
+            return ["join", *SHARES]
+        # less of the first file, if that is worth its time
+        return ["reduce" if is_timed and trained_for_long_last(candidates) else "promote", "join", *SHARES]
     if cold_families(ladder):
         return list(SHARES)
     estimated = sum(c.state is State.ESTIMATED for c in candidates)
@@ -55,13 +58,13 @@ def in_order_of_need(ladder: Ladder, candidates: Sequence[Candidate], used: floa
         return ["promote", "estimate"]
     if not is_timed and estimated < LEAST_ESTIMATES * (len(climbed) + 1):
         return ["estimate", "promote", "train_on"]  # where files are counted, each is worth a choice
-    long = {c.trial for c in trained_for_long(candidates)}
-    trained = [(c.trial in long, c.finished_s - c.started_s) for c in climbed]
+    first = {c.trial for c in first_trained(candidates).values()}  # which each family has, whatever its share
+    trained = [(c.origin, c.finished_s - c.started_s) for c in climbed if c.trial not in first]
     spent = {
         "share": ladder.shared.seconds(),
         "estimate": sum(c.finished_s - c.started_s for c in candidates if c.state is State.ESTIMATED),
-        "promote": sum(seconds for is_long, seconds in trained if not is_long),
-        "train_on": sum(seconds for is_long, seconds in trained if is_long),
+        "promote": sum(seconds for origin, seconds in trained if origin is Origin.PROMOTED),
+        "train_on": sum(seconds for origin, seconds in trained if origin is Origin.CONTINUED),
     }
     total = sum(spent.values())
     order = sorted(SHARES, key=lambda action: spent[action] - SHARES[action] * total)

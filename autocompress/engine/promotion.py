@@ -156,17 +156,19 @@ def next_to_train_on(
     seconds: float,
     curves: Curves,
 ) -> Candidate | None:
-    """The trained candidate from which ``seconds`` more of training add most to the hypervolume.
+    """The trained candidate from which ``seconds`` more of training add most to the hypervolume, or an estimate of less
+    of one, in bits or in layers: what was cut out of a network goes on as well as the whole.
 
     Args:
         curves: what is left of a drop after more training.
     """
     gone = _climbed(candidates, busy)
     # one that loses nothing has nothing to gain
-    free = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
+    files = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
+    less = [c for c in _waiting(candidates, busy) if c.parent is not None]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    points = [hoped_for(c, seconds, curves) for c in free]
-    return free[climbing_order(points, taken)[0]] if free else None
+    points = [hoped_for(c, seconds, curves) for c in files] + [expected_after(c, seconds, curves) for c in less]
+    return [*files, *less][climbing_order(points, taken)[0]] if points else None
 
 
 def knee_points(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -57,6 +57,14 @@ def test_a_file_that_is_trained_on_has_a_rate_by_its_length() -> None:
     assert short.quantized_fraction is long.quantized_fraction is None
 
 
+def test_what_goes_on_as_less_of_a_file_has_the_rate_of_one_that_goes_on() -> None:
+    """Rounded or cut down: a long training is none of quantised steps alone."""
+    for less in (FINER, SMALLER):
+        begun = less.model_copy(update={"total_steps": FILE.total_steps})
+        training = training_of(SETTINGS, begun, FILE, Origin.CONTINUED, 3000, START)
+        assert training == training_of(SETTINGS, FILE, None, Origin.CONTINUED, 3000, START)
+
+
 @pytest.mark.parametrize(
     "left, student_s, base_s", [(math.inf, 250.0, 100.0), (240.0, 240.0, 100.0), (60.0, 60.0, 60.0)]
 )

@@ -64,8 +64,8 @@ def test_what_lags_most_behind_its_share_is_next(behind: str) -> None:
     spent = {action: 1000.0 * share * (0.2 if action == behind else 1.0) for action, share in SHARES.items()}
     candidates = [
         took(0, spent["estimate"], Origin.SAMPLED, State.ESTIMATED),
-        took(1, spent["train_on"] / 2, Origin.PROMOTED),  # the first is a long training
-        took(2, spent["train_on"] / 2, Origin.CONTINUED),
+        took(1, 300.0, Origin.PROMOTED),  # the first belongs to no share
+        took(2, spent["train_on"], Origin.CONTINUED),
         took(3, spent["promote"], Origin.PROMOTED),
     ]
     order = in_order_of_need(ladder(spent["share"]), candidates, 0.5)
@@ -76,10 +76,12 @@ def test_a_family_joins_when_the_one_before_it_has_its_first_files() -> None:
     scored = Estimate(size_ratio=0.1, latency_ratio=0.1, divergence=1.0, shared_drop_points=5.0, drop_points=1.0)
     waits = took(0, 1.0, Origin.SAMPLED, State.ESTIMATED).model_copy(update={"estimate": scored})
     assert in_order_of_need(ladder(20.0, "space"), [waits], 0.05)[:2] == ["promote", "join"]
+    failed = took(1, 5.0, Origin.PROMOTED, State.FAILED)
+    assert in_order_of_need(ladder(20.0, "space"), [waits, failed], 0.2)[:2] == ["promote", "join"]
     first = took(1, 300.0, Origin.PROMOTED)
-    assert in_order_of_need(ladder(20.0, "space"), [waits, first], 0.2)[:2] == ["promote", "join"]
+    assert in_order_of_need(ladder(20.0, "space"), [waits, first], 0.2)[:2] == ["reduce", "join"]
     tried = [waits, first, *(took(n, 30.0, Origin.PROMOTED) for n in range(2, FILES_BEFORE_NEXT + 1))]
-    assert in_order_of_need(ladder(20.0, "space"), tried[:-1], 0.2)[:2] == ["promote", "join"]
+    assert in_order_of_need(ladder(20.0, "space"), tried[:-1], 0.2)[:2] == ["reduce", "join"]
     assert in_order_of_need(ladder(20.0, "space"), tried, 0.2)[0] == "join"
     assert "join" not in in_order_of_need(ladder(20.0), tried, 0.2)
 
@@ -91,10 +93,13 @@ def test_a_family_that_comes_too_late_for_files_of_its_own_stays_out() -> None:
     assert "join" not in late and set(late) == {"reduce", *SHARES}
 
 
-def test_a_long_first_training_does_not_use_up_the_time_of_short_ones() -> None:
-    candidates = [took(0, 20.0, Origin.SAMPLED, State.ESTIMATED), took(1, 300.0, Origin.PROMOTED)]
-    order = in_order_of_need(ladder(60.0), candidates, 0.2)
-    assert order.index("promote") < order.index("train_on")
+def test_what_each_family_begins_with_uses_up_no_share_of_the_time() -> None:
+    """After the first files and what they are cut down to a long training is next, however long the first ones took."""
+    estimates, short = took(0, 20.0, Origin.SAMPLED, State.ESTIMATED), took(2, 40.0, Origin.PROMOTED)
+    for first_s in (40.0, 4000.0):
+        candidates = [estimates, took(1, first_s, Origin.PROMOTED), short]
+        order = in_order_of_need(ladder(60.0), candidates, 0.2)
+        assert next(action for action in order if action != "reduce") == "train_on"
 
 
 def test_what_was_trained_for_long_is_reduced_before_anything_else_and_not_for_ever() -> None:

@@ -261,7 +261,7 @@ def test_the_same_bits_are_another_start_when_the_file_was_trained_on() -> None:
 
 def test_an_estimate_with_other_bits_takes_nothing_from_its_parent() -> None:
     file = trained(20, 0.5)
-    same = estimated(21, 0.6, 0.08, parent=20)
+    same = estimated(21, 2.0, 0.2, parent=20)
     assert leaves([file, same]) == [file]
     found = next_to_train_on([file, same], set(), SECONDS, CURVES)
     assert found is not None and found.trial == 20
@@ -302,6 +302,27 @@ def test_each_file_is_trained_on_once() -> None:
     assert found is not None and found.trial == 1
     assert next_to_train_on([first, second], {1}, SECONDS, CURVES) is None
     assert leaves([first, second]) == [second]
+
+
+def test_the_long_training_goes_to_less_of_a_file_where_that_adds_more() -> None:
+    """A cut-down network begins with the file's weights; what begins with the shared ones has not been tried yet."""
+    file = trained(0, 1.0, 0.2, 0.2)
+    smaller, worse, anew = (
+        estimated(1, 2.0, 0.05, 0.05, parent=0),
+        estimated(2, 9.0, 0.19, 0.19, parent=0),
+        estimated(3, 0.5, 0.02, 0.02),
+    )
+    assert next_to_train_on([file, worse, anew], set(), SECONDS, CURVES) == file
+    found = next_to_train_on([file, worse, smaller, anew], set(), SECONDS, CURVES)
+    assert found == smaller
+    soon, later = (expected_after(smaller, seconds, CURVES)[0] for seconds in (0.1 * SECONDS, SECONDS))
+    assert later < soon
+    went_on = trained(4, 0.9, 0.05, 0.05, parent=1, origin=Origin.CONTINUED)
+    found = next_to_train_on([file, smaller, went_on], set(), SECONDS, CURVES)
+    assert found == went_on
+    # the file's own training goes on where what was cut out of it loses nothing any more
+    done = trained(4, 0.0, 0.05, 0.05, parent=1, origin=Origin.CONTINUED)
+    assert next_to_train_on([file, smaller, done], set(), SECONDS, CURVES) == file
 
 
 def test_hopes_shrink_with_the_training_behind() -> None:
