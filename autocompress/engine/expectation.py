@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.linear_model import Ridge
@@ -136,12 +136,14 @@ class Curves:
         usual_steps: of each family, after which an expected drop holds.
         least: drop that a candidate comes near in the end.
         seconds_per_step: of a candidate's training.
+        cut: points that it cost to cut a file's network out of a trained one, after the usual steps, and the steps since then.
     """
 
     exponents: Mapping[str, float]
     usual_steps: Mapping[str, float]
     least: Callable[[Candidate], float]
     seconds_per_step: Callable[[Candidate], float]
+    cut: Callable[[Candidate], tuple[float, int]] = lambda _: (0.0, 0)
 
     def drop_at(self, candidate: Candidate, drop_points: float, steps: float, later: float) -> float:
         """Expected drop after ``later`` steps in all, where ``steps`` leave ``drop_points``."""
@@ -151,8 +153,18 @@ class Curves:
         return least + (drop_points - least) * float((max(steps, 1.0) / max(later, 1.0)) ** exponent)
 
     def drop_after(self, candidate: Candidate, drop_points: float, steps: float, seconds: float) -> float:
-        """Expected drop when a candidate with so many steps is trained on for so many seconds."""
-        return self.drop_at(candidate, drop_points, steps, steps + seconds / self.seconds_per_step(candidate))
+        """Expected drop when a candidate with so many steps is trained on for so many seconds; what a cut costs passes with
+        the steps since then, whatever those before.
+        """
+        later, (_, since) = seconds / self.seconds_per_step(candidate), self.cut(candidate)
+        passing = min(self.passing_points(candidate), max(0.0, drop_points - self.least(candidate)))
+        lasting = self.drop_at(candidate, drop_points - passing, steps, steps + later)
+        return lasting + passing * max(since, 1) / (max(since, 1) + later)
+
+    def passing_points(self, candidate: Candidate) -> float:
+        """Part of a file's drop that is of a cut and passes."""
+        cost, since = self.cut(candidate)
+        return cost * self.usual_steps[candidate.plan.architecture.family] / max(since, 1)
 
 
 def fit_curves(
@@ -163,23 +175,36 @@ def fit_curves(
 ) -> Curves:
     """Curves whose exponents are the mean of the prior and of all trainings that went on."""
     by_trial = {c.trial: c for c in candidates}
-    seen = {family: [prior] for family, prior in EXPONENTS.items()}
+    prior = Curves(EXPONENTS, usual_steps, least, seconds_per_step, lambda c: _cut(c, by_trial))
+    seen = {family: [exponent] for family, exponent in EXPONENTS.items()}
     for c in candidates:
         parent = by_trial.get(c.parent) if c.origin is Origin.CONTINUED and c.parent is not None else None
         if parent is None:
             continue
-        before, after = _room(parent, least), _room(c, least)
+        before, after = _room(parent, prior), _room(c, prior)
         if before > 0 and after > 0 and 0 < parent.total_steps < c.total_steps:
             found = math.log(before / after) / math.log(c.total_steps / parent.total_steps)
             seen[c.plan.architecture.family].append(min(max(found, EXPONENT_RANGE[0]), EXPONENT_RANGE[1]))
-    exponents = {family: sum(found) / len(found) for family, found in seen.items()}
-    return Curves(exponents, usual_steps, least, seconds_per_step)
+    return replace(prior, exponents={family: sum(found) / len(found) for family, found in seen.items()})
 
 
-def _room(candidate: Candidate, least: Callable[[Candidate], float]) -> float:
-    """Points that a candidate can still gain; none where nothing was measured."""
+def _cut(candidate: Candidate, by_trial: Mapping[int, Candidate]) -> tuple[float, int]:
+    """Of a file by the estimate that it goes back to."""
+    steps = 0
+    while candidate.estimate is None:
+        steps += candidate.plan.training.steps
+        if candidate.parent is None or candidate.parent not in by_trial:
+            return 0.0, steps
+        candidate = by_trial[candidate.parent]
+    return candidate.estimate.passing_drop_points, steps
+
+
+def _room(candidate: Candidate, curves: Curves) -> float:
+    """Points that a candidate can still gain, beside what passes of itself; none where nothing was measured."""
     measured = None if candidate.measurement is None else candidate.measurement.validation
-    return 0.0 if measured is None else measured.drop_points - least(candidate)
+    if measured is None:
+        return 0.0
+    return measured.drop_points - curves.least(candidate) - curves.passing_points(candidate)
 
 
 def can_go_on(candidate: Candidate) -> bool:

@@ -235,6 +235,47 @@ def test_exponents_come_near_the_curve_that_was_seen(family: str) -> None:
     assert curve.drop_after(lineage(family, drops, steps)[0], drops[0], 10.0, 10.0) == pytest.approx(drops[1])
 
 
+def cut_out(passing: float, drops: list[float], steps: list[int], before: int = 1000) -> list[Candidate]:
+    """An estimate of a network cut out of a trained one, what was promoted of it, and what was continued from that."""
+    estimate, _ = pair(0, 9.0, 9.0)
+    assert estimate.estimate is not None
+    figures = estimate.estimate.model_copy(update={"passing_drop_points": passing})
+    cut = estimate.model_copy(update={"estimate": figures, "origin": Origin.MUTATED, "total_steps": before})
+    files = lineage("base", drops, list(itertools.accumulate(steps, initial=before))[1:], first=cut.trial + 1)
+    made = [
+        file.model_copy(update={"plan": file.plan.model_copy(update={"training": TrainingSpec(steps=own)})})
+        for file, own in zip(files, steps, strict=True)
+    ]
+    return [cut, made[0].model_copy(update={"parent": cut.trial}), *made[1:]]
+
+
+def curves_of(candidates: list[Candidate]) -> Curves:
+    return fit_curves(candidates, USUAL, lambda _: FLOOR, lambda _: 1.0)
+
+
+def test_what_a_cut_cost_a_file_passes_with_its_own_steps() -> None:
+    """Three points of the file's drop are of the cut after twice the usual steps, and one after six times."""
+    candidates = cut_out(6.0, [5.0, 2.5], [100, 200], before=100_000)
+    curves = curves_of(candidates)
+    _, file, later = candidates
+    assert [curves.passing_points(c) for c in candidates[1:]] == pytest.approx([3.0, 1.0])
+    assert curves.drop_after(file, 5.0, file.total_steps, 0.0) == pytest.approx(5.0)
+    assert curves.drop_after(file, 5.0, file.total_steps, 200.0) == pytest.approx(3.0, abs=0.01)
+    assert curves.drop_after(later, 2.5, later.total_steps, 300.0) == pytest.approx(2.0, abs=0.01)
+    # no more of it can pass than the file can gain
+    assert curves.drop_after(file, FLOOR + 1.0, file.total_steps, 1e9) >= FLOOR
+
+
+def test_what_passes_of_a_cut_is_no_part_of_the_learning_curve() -> None:
+    steps = [100, 900, 1000]
+    lasting = [FLOOR + 8.0 * (1000 / total) ** 0.5 for total in (1100, 2000, 3000)]
+    passing = [6.0 * 50 / since for since in (100, 1000, 2000)]
+    drops = [own + gone for own, gone in zip(lasting, passing, strict=True)]
+    assert curves_of(cut_out(6.0, drops, steps)).exponents["base"] == pytest.approx(
+        (EXPONENTS["base"] + 1.0) / 3, abs=0.01
+    )
+
+
 def test_only_a_trained_file_within_its_limits_can_go_on() -> None:
     estimate, file = pair(0, 4.0, 1.0)
     untrained = file.model_copy(update={"plan": Plan()})
