@@ -22,6 +22,7 @@ from autocompress.engine.pace import (
     first_trained,
     is_exhausted,
     length_s,
+    polishing_began_s,
     progress,
     steps_within,
     trained_for_long_last,
@@ -83,7 +84,7 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         # a family's first file is trained for long at once, if it loses anything: there is a good front early
         seconds = horizon if parent is None or (is_first and loses(parent)) else short_s(parent)
     elif action == "polish":
-        parent = next_to_polish(candidates, busy, KNEES)
+        parent = next_to_polish(candidates, busy, KNEES, polishing_began_s(session, candidates))
     else:
         parent = next_to_train_on(candidates, busy, horizon, curves)
     if parent is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from autocompress.candidate import Candidate, Origin, State
@@ -11,7 +12,7 @@ from autocompress.engine.mutation import FASTER, FEWER_BITS
 from autocompress.engine.promotion import LEAST_ESTIMATES, untried_families
 from autocompress.engine.session import Session, running_trials
 from autocompress.engine.step_time import affordable_steps
-from autocompress.engine.time_left import training_time_left_s
+from autocompress.engine.time_left import POLISH_SHARE, training_time_left_s
 from autocompress.plan import Plan
 
 SHARES = {"share": 0.15, "estimate": 0.06, "promote": 0.17, "train_on": 0.62}
@@ -26,8 +27,8 @@ LONG = 0.12
 """Of the whole time, for the first training of a family and for one that goes on, at least (docs/log.md)."""
 REST = 0.5
 """A training takes what is left of the time where that would be less than this part of it."""
-KNEES, POLISH_SHARE = 3, 0.3
-"""With ``--polish``, so many knee points of the front share this last part of the time."""
+KNEES = 3
+"""With ``--polish``, knee points of the front that share the last part of the time."""
 FILES_BEFORE_NEXT = 1 + len(FEWER_BITS)
 """Of a family at most, before the next one joins: the first, and less of it."""
 REDUCTIONS = len(FEWER_BITS) + len(FASTER)
@@ -98,6 +99,16 @@ def trained_for_long_last(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def _climbed(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
+
+
+def polishing_began_s(session: Session, candidates: Sequence[Candidate]) -> float:
+    """Run time at which the last part of the totals began, in seconds; infinite if it has not."""
+    study = session.config.study
+    begins = math.inf if study.timeout_s is None else (1 - POLISH_SHARE) * study.timeout_s
+    if study.trials is None:
+        return begins
+    files = sorted(c.started_s for c in candidates if c.state is not State.ESTIMATED)
+    return min([begins, *files[math.ceil((1 - POLISH_SHARE) * study.trials) :][:1]])
 
 
 def is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:

@@ -187,10 +187,15 @@ def knee_points(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     return sorted(able, key=lambda c: (-loss[c.trial], c.trial))[:count]
 
 
-def next_to_polish(candidates: Sequence[Candidate], busy: set[int], count: int) -> Candidate | None:
-    """The first of the knee points that nothing was continued from; None when all were."""
+def next_to_polish(candidates: Sequence[Candidate], busy: set[int], count: int, began_s: float) -> Candidate | None:
+    """The first of the knee points that nothing was continued from; None when all were.
+
+    Args:
+        began_s: run time in seconds at which polishing began: what was polished is no knee of its own.
+    """
     gone = _climbed(candidates, busy)
-    return next((c for c in knee_points(candidates, count) if c.trial not in gone), None)
+    before = [c for c in candidates if c.started_s < began_s]
+    return next((c for c in knee_points(before, count) if c.trial not in gone), None)
 
 
 def leaves(candidates: Sequence[Candidate]) -> list[Candidate]:

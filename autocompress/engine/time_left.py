@@ -15,6 +15,10 @@ LATE = 0.1
 """Part of what is left of the time that a last training may be late by: its steps are counted out beforehand."""
 
 
+POLISH_SHARE = 0.3
+"""With ``--polish``, the last part of the time, which knee points of the front share."""
+
+
 def usual_overhead_s(candidates: Sequence[Candidate]) -> float:
     """Seconds that a file takes beside its training."""
     files = [c for c in candidates if c.state is State.COMPLETE and not c.plan.changes_nothing]
@@ -23,10 +27,15 @@ def usual_overhead_s(candidates: Sequence[Candidate]) -> float:
 
 
 def training_time_left_s(session: Session, overhead_s: float) -> float:
-    """Seconds that a training may be given now, so that its file is there in time; infinite without a timeout.
+    """Seconds that a training may be given now, so that its file is there in time: before polishing begins, or the study
+    ends; infinite without a timeout.
 
     Args:
         overhead_s: of the file beside its training.
     """
     timeout = session.config.study.timeout_s
-    return math.inf if timeout is None else (1 - LATE) * (timeout - session.elapsed_s()) - overhead_s
+    if timeout is None:
+        return math.inf
+    elapsed, polishing = session.elapsed_s(), (1 - POLISH_SHARE) * timeout
+    ends = polishing if session.polish and elapsed < polishing else timeout
+    return (1 - LATE) * (ends - elapsed) - overhead_s

@@ -394,6 +394,18 @@ def test_a_model_with_nothing_to_prune_or_to_drop_uses_the_plain_engine_and_says
     assert not estimates(candidates)
 
 
+@pytest.mark.slow
+def test_the_last_part_of_the_files_trains_members_of_the_front_before_it_on_each_once(tmp_path: Path) -> None:
+    config = study(tmp_path, trials=8)
+    run = search(config, tmp_path / "run", Bounded(), polish=True)
+    made = sorted(files(check_whole(run, config)), key=lambda c: c.started_s)
+    assert len(made) == 8
+    before, polished = made[:6], made[6:]
+    parents = {c.parent for c in polished}
+    assert {c.origin for c in polished} == {Origin.CONTINUED} and len(parents) == 2
+    assert parents <= {c.trial for c in front(before)}
+
+
 def test_polishing_is_no_part_of_the_plain_engine(prepared: RunFolder, tmp_path: Path) -> None:
     config = study(tmp_path, 4, **{"seed = 3": 'seed = 3\nengine = "plain"'})
     with pytest.raises(ConfigError, match="--polish"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import cast
 
@@ -20,9 +21,11 @@ from autocompress.engine.pace import (
     first_trained,
     in_order_of_need,
     length_s,
+    polishing_began_s,
     trained_for_long,
 )
-from autocompress.engine.time_left import LATE
+from autocompress.engine.session import Session
+from autocompress.engine.time_left import LATE, POLISH_SHARE
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 
 
@@ -117,7 +120,7 @@ def test_what_was_trained_for_long_is_reduced_before_anything_else_and_not_for_e
 
 def at(elapsed_s: float, timeout_s: float | None = 3600.0, overhead_s: float = 20.0) -> Ladder:
     study = SimpleNamespace(timeout_s=timeout_s)
-    session = SimpleNamespace(config=SimpleNamespace(study=study), elapsed_s=lambda: elapsed_s)
+    session = SimpleNamespace(polish=False, config=SimpleNamespace(study=study), elapsed_s=lambda: elapsed_s)
     return cast(Ladder, SimpleNamespace(session=session, overhead_s=overhead_s))
 
 
@@ -130,6 +133,18 @@ def test_the_last_long_training_leaves_time_for_a_short_one() -> None:
     ended = 2000.0 + last
     assert length_s(at(ended), "promote") <= (1 - LATE) * (3600.0 - ended) - 20.0
     assert length_s(at(ended), "promote") == LENGTHS["promote"] * ended
+
+
+@pytest.mark.parametrize(("timeout_s", "trials"), [(3600.0, None), (None, 10), (3600.0, 10), (1200.0, 10)])
+def test_polishing_begins_when_its_part_of_either_total_is_left(timeout_s: float | None, trials: int | None) -> None:
+    study = SimpleNamespace(timeout_s=timeout_s, trials=trials)
+    session = cast(Session, SimpleNamespace(config=SimpleNamespace(study=study)))
+    scored = took(0, 1.0, Origin.SAMPLED, State.ESTIMATED, began=10.0)  # counts for no total
+    files = [took(n, 50.0, Origin.PROMOTED, began=100.0 * n) for n in range(1, 11)]
+    by_time = math.inf if timeout_s is None else (1 - POLISH_SHARE) * timeout_s
+    by_files = math.inf if trials is None else files[7].started_s
+    assert polishing_began_s(session, [scored, *files]) == min(by_time, by_files)
+    assert polishing_began_s(session, [scored, *files[:7]]) == by_time
 
 
 def test_too_little_time_for_a_long_training_is_used_whole() -> None:

@@ -354,10 +354,23 @@ def test_each_knee_is_polished_once_and_then_nothing() -> None:
     files = [trained(n, 0.5 + n, 0.2 / (n + 1), 0.2 / (n + 1)) for n in range(3)]
     busy: set[int] = set()
     for _ in range(2):
-        found = next_to_polish(files, busy, 2)
+        found = next_to_polish(files, busy, 2, 100.0)
         assert found is not None and found.trial not in busy
         busy.add(found.trial)
-    assert next_to_polish(files, busy, 2) is None
+    assert next_to_polish(files, busy, 2, 100.0) is None
+
+
+def test_what_was_polished_is_not_polished_again_though_it_is_the_greatest_knee() -> None:
+    files = [trained(n, 0.5 + n, 0.2 / (n + 1), 0.2 / (n + 1)) for n in range(3)]
+    first = next_to_polish(files, set(), 2, 100.0)
+    assert first is not None and first.measurement is not None
+    ratio = first.measurement.size_ratio
+    better = trained(7, -1.0, ratio, ratio, parent=first.trial, origin=Origin.CONTINUED)
+    assert knee_points([*files, better], 1) == [better]
+    found = next_to_polish([*files, better.model_copy(update={"started_s": 100.0})], set(), 2, 100.0)
+    assert found is not None and found.trial not in (first.trial, better.trial)
+    # one that was trained on before is a knee like another
+    assert next_to_polish([*files, better], set(), 2, 100.0) == better
 
 
 # Objectives

@@ -12,14 +12,22 @@ from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.continuation import Continuation
 from autocompress.engine.session import Session
 from autocompress.engine.study import _affordable_steps
-from autocompress.engine.time_left import LATE, USUAL_OVERHEAD_S, training_time_left_s, usual_overhead_s
+from autocompress.engine.time_left import (
+    LATE,
+    POLISH_SHARE,
+    USUAL_OVERHEAD_S,
+    training_time_left_s,
+    usual_overhead_s,
+)
 from autocompress.plan import Plan, TrainingSpec
 
 
-def session(timeout: float | None, elapsed: float) -> Session:
+def session(timeout: float | None, elapsed: float, polish: bool = False) -> Session:
     study = SimpleNamespace(timeout_s=timeout)
     bench = SimpleNamespace(teacher=None, training=None)
-    stand_in = SimpleNamespace(config=SimpleNamespace(study=study), elapsed_s=lambda: elapsed, bench=bench)
+    stand_in = SimpleNamespace(
+        config=SimpleNamespace(study=study), elapsed_s=lambda: elapsed, bench=bench, polish=polish
+    )
     return cast(Session, stand_in)
 
 
@@ -37,6 +45,16 @@ def test_a_training_that_is_late_still_ends_in_time(elapsed: float, overhead: fl
     assert given < 3600.0 - elapsed - overhead
     if given > 0:
         assert elapsed + given * (1 + LATE) + overhead <= 3600.0
+
+
+@pytest.mark.parametrize("elapsed", [0.0, 1000.0, 2500.0])
+def test_what_comes_before_polishing_leaves_it_its_time(elapsed: float) -> None:
+    begins = (1 - POLISH_SHARE) * 3600.0
+    given = training_time_left_s(session(3600.0, elapsed, polish=True), 20.0)
+    assert elapsed + given * (1 + LATE) + 20.0 <= begins
+    assert given == training_time_left_s(session(begins, elapsed), 20.0)
+    late = begins + 10.0
+    assert training_time_left_s(session(3600.0, late, True), 20.0) == training_time_left_s(session(3600.0, late), 20.0)
 
 
 def test_without_a_timeout_time_is_free() -> None:
