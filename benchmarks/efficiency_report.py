@@ -136,14 +136,16 @@ test_figures.__test__ = False  # type: ignore[attr-defined]  # no test for pytes
 
 
 def read_control(path: Path) -> dict[str, dict[str, float]]:
-    """What benchmarks/control.py printed: by split the accuracy, the drop and its interval."""
+    """What benchmarks/control.py printed: by split the accuracy, the drop and its interval, and the steps."""
     number = r"(-?\d+(?:\.\d+)?)"
     line = re.compile(rf"^(validation|test): {number}%, drop {number} points \[{number}, {number}\]", re.MULTILINE)
-    found = line.findall(path.read_text(encoding="utf-8"))
-    return {
-        split: {"accuracy": float(accuracy) / 100, "drop_points": float(drop), "low": float(low), "high": float(high)}
-        for split, accuracy, drop, low, high in found
-    }
+    text = path.read_text(encoding="utf-8")
+    trained = re.search(r"^(\d+) steps in", text, re.MULTILINE)
+    if trained is None:
+        raise SystemExit(f"{path} must be what benchmarks/control.py printed, to its last line, which gives the steps")
+    names, steps = ("accuracy", "drop_points", "low", "high", "steps"), trained[1]
+    found = {split: dict(zip(names, map(float, (*row, steps)), strict=True)) for split, *row in line.findall(text)}
+    return {split: figures | {"accuracy": figures["accuracy"] / 100} for split, figures in found.items()}
 
 
 def report_page(
@@ -279,7 +281,7 @@ def _beside_table(runs: Sequence[EngineRun], control: Mapping[str, Mapping[str, 
     if "test" in control:
         test = control["test"]
         drop_text = f"{test['drop_points']:.2f} [{test['low']:.2f}, {test['high']:.2f}]"
-        lines.append(_row(["control: the base trained on for as many steps as the pick",
+        lines.append(_row([f"control: the base trained on for {test['steps']:,.0f} steps",
                            f"{percent(test['accuracy'])} ({drop_text})", f"{baseline.size_bytes / 1000:.0f}", "1x"]))  # fmt: skip
     return [*lines, "", f"All but the control: {HAND_SOURCE}, each against its own float32 file."]
 
@@ -339,7 +341,8 @@ def draw_fronts(
     )  # fmt: skip
     if "test" in control:
         figure.add_scatter(
-            x=[1.0], y=[control["test"]["drop_points"]], mode="markers", name="control: the base trained on",
+            x=[1.0], y=[control["test"]["drop_points"]], mode="markers",
+            name=f"control: the base trained on for {control['test']['steps']:,.0f} steps",
             marker={"color": INK, "size": 10, "symbol": "x"},
         )  # fmt: skip
     figure.update_xaxes(title="times faster than the uncompressed file", type="log")

@@ -227,18 +227,25 @@ def test_a_report_is_written_from_results(tmp_path: Path) -> None:
     control = tmp_path / "control.txt"
     control.write_text(
         "validation: 88.40%, drop 0.06 points [-0.30, 0.42]\ntest: 88.20%, drop 0.14 points [-0.11, 0.39]\n"
+        "9770 steps in 2050 s\n"
     )
     target = tmp_path / "search_efficiency"
     report(argparse.Namespace(out=tmp_path / "out", control=control, to=target, browser=None))
 
     content = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
     assert [figure["volume_ratio"] for figure in content["seeds"]] == [content["seeds"][0]["volume_ratio"]] * 2
-    assert content["control"]["test"] == {"accuracy": 0.882, "drop_points": 0.14, "low": -0.11, "high": 0.39}
+    assert content["control"]["test"] == {
+        "accuracy": 0.882,
+        "drop_points": 0.14,
+        "low": -0.11,
+        "high": 0.39,
+        "steps": 9770,
+    }
     assert content["runs"][0]["front"][0]["test"]["drop_points"] == pytest.approx(1.34)
     page = target.with_suffix(".md").read_text(encoding="utf-8")
     assert "## Seed 1" in page and "6.67x faster, 12.50x smaller" in page
     assert "test drop 1.34 [0.92, 1.76]" in page
-    assert HAND_SOURCE in page and "control" in page
+    assert HAND_SOURCE in page and "control: the base trained on for 9,770 steps" in page
     for name in ("volume", "front"):
         assert target.with_name(f"search_efficiency_{name}.html").is_file()
 
