@@ -2,7 +2,8 @@
 
 At equal latency the network that computes more is the more accurate one far more often than not (Ning et al. 2021,
 Evaluating Efficient Performance Estimators of Neural Architectures, section 5), and it should not be too shallow. Both
-are known without training. A stock sampler looks for the trade-off; which member is best, training says.
+are known without training. A Gaussian process looks for the trade-off, because a member takes long to be traced and both
+are smooth in the options (docs/log.md); which member is best, training says.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import optuna
 
 from autocompress.engine.guided import Guide
 from autocompress.engine.space import PerLayer
+from autocompress.models import space_labels
 from autocompress.operators import Operator
 from autocompress.plan import ArchitectureSpec, Plan
 
-MEMBERS = 60
+MEMBERS = 40
 """To look at, at most: one must be built and traced."""
-START_UP = MEMBERS // 4
+START_UP = 15
 """Of them drawn at random."""
 
 
@@ -31,15 +33,19 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int, seconds: flo
         speedups: over the baseline.
         seconds: to look for, at most.
     """
-    sampler = optuna.samplers.TPESampler(n_startup_trials=START_UP, seed=seed)
+    sampler = optuna.samplers.GPSampler(n_startup_trials=START_UP, seed=seed)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     found: dict[int, ArchitectureSpec] = {}
-    predictor = guide.predictor
+    predictor, labels = guide.predictor, space_labels(guide.space.model_space)
     low, high = guide.bits_range()
     most_weights = 8 * guide.baseline.size_bytes / guide.easiest()[1] / (low * high) ** 0.5
 
     def draw(trial: optuna.Trial) -> Plan:
-        _, found[trial.number] = guide.space.draw_member(PerLayer(trial))
+        variables = PerLayer(trial)
+        # a process needs a value for every label, those that the member does not have as well
+        choices = {label: variables.architecture(label, options, 0.0) for label, options in labels.items()}
+        used = guide.space.used_choices(choices)
+        found[trial.number] = ArchitectureSpec(family="space", choices=used)
         return Plan(architecture=found[trial.number])
 
     def measure(trial: optuna.Trial, plan: Plan) -> tuple[float, float]:
@@ -48,7 +54,7 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int, seconds: flo
         ratio = predictor.latency_ratio(operators)
         trial.set_constraint("weights", weights / most_weights - 1)
         trial.set_constraint("latency", ratio * min(speedups) - 1)
-        return predictor.capacity(plan), 1 / ratio
+        return math.log(predictor.capacity(plan)), -math.log(ratio)
 
     end = time.perf_counter() + seconds
     first: list[tuple[optuna.Trial, Plan]] = []
@@ -65,7 +71,7 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int, seconds: flo
     study.optimize(lambda trial: measure(trial, draw(trial)), n_trials=MEMBERS - len(first), timeout=left_s)
     best: list[ArchitectureSpec] = []
     for target in speedups:
-        fast = [t for t in study.best_trials if t.values[1] >= target]
+        fast = [t for t in study.best_trials if t.values[1] >= math.log(target)]
         if fast:
             best.append(found[max(fast, key=lambda t: t.values[0]).number])
     return [architecture for place, architecture in enumerate(best) if architecture not in best[:place]]
