@@ -7,10 +7,11 @@ RUN is a finished run of the ladder. Plans are drawn anew by the guided parametr
 shared weights as they are (F1), then each is trained from them for as many steps as the study gives a trial, exported,
 and its file scored on validation (F3). The run's own pairs and curves correct the score, as when the ladder promotes;
 what the score says alone stands beside it. ``--limits reference`` draws from all that is smaller and faster than the
-uncompressed file, whatever the limits of the study; ``--family`` from one family alone.
+uncompressed file, whatever the limits of the study, and ``--limits between`` from halfway to those, in logarithms;
+``--family`` from one family alone.
 Kendall's rank correlation is over the plans whose file loses less than ``--below`` points, with a percentile bootstrap interval
-over plans (Efron 1979). Each plan is kept beside FILE as it is done, and a second call goes on from there. Nobody else
-may work on the run meanwhile.
+over plans (Efron 1979). Each plan is kept beside FILE as it is done, and a second call goes on from there, with plans
+of other limits too. Nobody else may work on the run meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,16 +52,31 @@ LARGEST_DROP_POINTS = 5.0
 RESAMPLES = 10_000
 
 
-def open_ladder(run: RunFolder, limits: LimitsSection | None = None) -> Ladder:
+def open_ladder(run: RunFolder, limits: str = "study") -> Ladder:
     """The ladder of a run, with its tables and shared weights, under the limits of its study or under others."""
     config = run_config(run)
-    config = config if limits is None else config.model_copy(update={"limits": limits})
+    config = config.model_copy(update={"limits": limits_of(config.limits, limits)})
     session = open_session(config, run, load_inputs(config), Silent(), None, "fidelity", 0)
     ladder = make_ladder(session, read_analysis(run))
     if not isinstance(ladder, Ladder):
         raise SystemExit(f"fidelity: the run has no ladder, because {ladder}")
     ladder.predictor.fit_(read_candidates(run))
     return ladder
+
+
+def limits_of(study: LimitsSection, name: str) -> LimitsSection:
+    """The limits under which plans are drawn."""
+    if name == "study":
+        return study
+    if name == "reference":
+        return REFERENCE_LIMITS
+    assert study.max_size_ratio is not None and study.min_speedup is not None
+    assert REFERENCE_LIMITS.max_size_ratio is not None and REFERENCE_LIMITS.min_speedup is not None
+    update = {
+        "max_size_ratio": math.sqrt(study.max_size_ratio * REFERENCE_LIMITS.max_size_ratio),
+        "min_speedup": math.sqrt(study.min_speedup * REFERENCE_LIMITS.min_speedup),
+    }
+    return study.model_copy(update=update)
 
 
 def draw_plans(ladder: Ladder, seed: int, family: str | None = None, is_guided: bool = True) -> Iterator[Plan]:
@@ -109,10 +126,11 @@ def agreement(pairs: list[dict[str, Any]], largest_drop_points: float = LARGEST_
     for name in ("corrected_drop_points", "shared_drop_points", "divergence"):
         scores = np.array([pair[name] for pair in kept])
         figures[name] = _tau(scores, trained)
-        for family in ("base", "space"):
-            own = np.array([pair["family"] == family for pair in kept])
-            if own.sum() > 2:
-                figures[f"{name}, {family} ({int(own.sum())})"] = _tau(scores[own], trained[own])
+        for part in ("family", "limits"):
+            for value in sorted({pair[part] for pair in kept}):
+                own = np.array([pair[part] == value for pair in kept])
+                if own.sum() > 2:
+                    figures[f"{name}, {value} ({int(own.sum())})"] = _tau(scores[own], trained[own])
     return figures
 
 
@@ -133,18 +151,19 @@ def main() -> None:
     parser.add_argument(
         "--below", type=float, default=LARGEST_DROP_POINTS, help="points; files that lose more do not count"
     )
-    parser.add_argument("--limits", choices=["study", "reference"], default="study", help="of what is drawn")
+    parser.add_argument("--limits", choices=["study", "between", "reference"], default="study")
     parser.add_argument("--family", choices=["base", "space"], help="of all plans; by default any")
     parser.add_argument("--steps", type=int, help="of each training; by default the study's of a trial")
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
-    ladder = open_ladder(open_run(arguments.run), REFERENCE_LIMITS if arguments.limits == "reference" else None)
+    ladder = open_ladder(open_run(arguments.run), arguments.limits)
     kept = arguments.out.with_suffix(".jsonl")
     pairs = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    drawn = sum(pair["limits"] == arguments.limits for pair in pairs)
     for number, plan in enumerate(draw_plans(ladder, arguments.seed, arguments.family)):
         if sum(pair["trained_drop_points"] < arguments.below for pair in pairs) >= arguments.plans:
             break
-        if number < len(pairs):
+        if number < drawn:
             continue
         begun = time.perf_counter()
         steps = arguments.steps or plan.training.steps
@@ -156,6 +175,7 @@ def main() -> None:
             print(f"plan {number} failed: {error}")
             trained = 100.0
         pair = {
+            "limits": arguments.limits,
             "family": plan.architecture.family,
             "steps": steps,
             "latency_ratio": estimate.latency_ratio,
@@ -172,7 +192,6 @@ def main() -> None:
             file.write(json.dumps(pair) + "\n")
         print(number, pair, flush=True)
     figures = {
-        "limits": arguments.limits,
         "shared": ladder.shared.record(),
         **agreement(pairs, arguments.below),
         "pairs": pairs,
