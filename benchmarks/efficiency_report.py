@@ -271,6 +271,10 @@ def _file_text(file: MeasuredFile | None) -> str:
     return f"{file.trial}, {file.drop_points:.2f}, {file.size_bytes:,}, {1 / file.latency_ratio:.2f}x"
 
 
+def _control_name(figures: Mapping[str, float]) -> str:
+    return f"control: the base trained on for {figures['steps']:,.0f} steps"
+
+
 def _beside_table(runs: Sequence[EngineRun], control: Mapping[str, Mapping[str, float]]) -> list[str]:
     baseline = runs[0].baseline
     lines = ["| file | test accuracy (drop) | KB | speed-up |", "|---|---|---|---|"]
@@ -281,8 +285,7 @@ def _beside_table(runs: Sequence[EngineRun], control: Mapping[str, Mapping[str, 
     if "test" in control:
         test = control["test"]
         drop_text = f"{test['drop_points']:.2f} [{test['low']:.2f}, {test['high']:.2f}]"
-        lines.append(_row([f"control: the base trained on for {test['steps']:,.0f} steps",
-                           f"{percent(test['accuracy'])} ({drop_text})", f"{baseline.size_bytes / 1000:.0f}", "1x"]))  # fmt: skip
+        lines.append(_row([_control_name(test), f"{percent(test['accuracy'])} ({drop_text})", f"{baseline.size_bytes / 1000:.0f}", "1x"]))  # fmt: skip
     return [*lines, "", f"All but the control: {HAND_SOURCE}, each against its own float32 file."]
 
 
@@ -341,8 +344,7 @@ def draw_fronts(
     )  # fmt: skip
     if "test" in control:
         figure.add_scatter(
-            x=[1.0], y=[control["test"]["drop_points"]], mode="markers",
-            name=f"control: the base trained on for {control['test']['steps']:,.0f} steps",
+            x=[1.0], y=[control["test"]["drop_points"]], mode="markers", name=_control_name(control["test"]),
             marker={"color": INK, "size": 10, "symbol": "x"},
         )  # fmt: skip
     figure.update_xaxes(title="times faster than the uncompressed file", type="log")

@@ -65,18 +65,14 @@ def open_ladder(run: RunFolder, limits: str = "study") -> Ladder:
 
 
 def limits_of(study: LimitsSection, name: str) -> LimitsSection:
-    """The limits under which plans are drawn."""
+    """The limits under which plans are drawn; those of the reference point are no smaller and no slower than the base."""
     if name == "study":
         return study
     if name == "reference":
         return REFERENCE_LIMITS
-    assert study.max_size_ratio is not None and study.min_speedup is not None
-    assert REFERENCE_LIMITS.max_size_ratio is not None and REFERENCE_LIMITS.min_speedup is not None
-    update = {
-        "max_size_ratio": math.sqrt(study.max_size_ratio * REFERENCE_LIMITS.max_size_ratio),
-        "min_speedup": math.sqrt(study.min_speedup * REFERENCE_LIMITS.min_speedup),
-    }
-    return study.model_copy(update=update)
+    # in logarithms, halfway to a ratio of 1 is the root; a study without a limit lets as much pass
+    size, speedup = math.sqrt(study.max_size_ratio or 1.0), math.sqrt(study.min_speedup or 1.0)
+    return study.model_copy(update={"max_size_ratio": size, "min_speedup": speedup})
 
 
 def draw_plans(ladder: Ladder, seed: int, family: str | None = None, is_guided: bool = True) -> Iterator[Plan]:
@@ -129,7 +125,7 @@ def agreement(pairs: list[dict[str, Any]], largest_drop_points: float = LARGEST_
         for part in ("family", "limits"):
             for value in sorted({pair[part] for pair in kept}):
                 own = np.array([pair[part] == value for pair in kept])
-                if own.sum() > 2:
+                if 2 < own.sum() < len(kept):
                     figures[f"{name}, {value} ({int(own.sum())})"] = _tau(scores[own], trained[own])
     return figures
 
@@ -151,7 +147,7 @@ def main() -> None:
     parser.add_argument(
         "--below", type=float, default=LARGEST_DROP_POINTS, help="points; files that lose more do not count"
     )
-    parser.add_argument("--limits", choices=["study", "between", "reference"], default="study")
+    parser.add_argument("--limits", choices=["study", "between", "reference"], default="study", help="of what is drawn")
     parser.add_argument("--family", choices=["base", "space"], help="of all plans; by default any")
     parser.add_argument("--steps", type=int, help="of each training; by default the study's of a trial")
     parser.add_argument("--seed", type=int, default=1234)

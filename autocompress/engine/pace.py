@@ -102,7 +102,7 @@ def _climbed(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def polishing_began_s(session: Session, candidates: Sequence[Candidate]) -> float:
-    """Run time at which the last part of the totals began, in seconds; infinite if it has not."""
+    """Run time at which the last part of the totals begins, in seconds; infinite while files are counted and too few made."""
     study = session.config.study
     begins = math.inf if study.timeout_s is None else (1 - POLISH_SHARE) * study.timeout_s
     if study.trials is None:

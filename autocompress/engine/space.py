@@ -186,19 +186,14 @@ class Space:
             layers = tuple(layer for layer in self.base.layers if not _inside(layer.name, dropped))
             groups = tuple(group for group in self.base.groups if not _inside(group.name, dropped))
             return ArchitectureSpec(dropped_blocks=dropped), layers, groups, self.base_ratios()
-        member, architecture = self.draw_member(draw)
-        layers, groups = self._member(member, repr(sorted(architecture.choices.items())))
-        ratios = dict.fromkeys(SPARSITY_KINDS, self.section.model_space_sparsity)
-        return architecture, layers, groups, ratios
-
-    def draw_member(self, draw: Draw) -> tuple[nn.Module, ArchitectureSpec]:
-        """A member of the model space, with random weights, and its choices."""
         labels = list(space_labels(self.model_space))
         member, choices = freeze(
             self.model_space,
             lambda label, options: draw.architecture(label, options, labels.index(label) / len(labels)),
         )
-        return member, ArchitectureSpec(family="space", choices=choices)
+        layers, groups = self._member(member, repr(sorted(choices.items())))
+        ratios = dict.fromkeys(SPARSITY_KINDS, self.section.model_space_sparsity)
+        return ArchitectureSpec(family="space", choices=choices), layers, groups, ratios
 
     def layers_of(self, architecture: ArchitectureSpec) -> tuple[Layer, ...]:
         """Layers of a plan's network."""

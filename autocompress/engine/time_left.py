@@ -13,10 +13,8 @@ USUAL_OVERHEAD_S = 12.0
 """Of a file beside its training, until one was made."""
 LATE = 0.1
 """Part of what is left of the time that a last training may be late by: its steps are counted out beforehand."""
-
-
 POLISH_SHARE = 0.3
-"""With ``--polish``, the last part of the time, which knee points of the front share."""
+"""With ``--polish``, the last part of the totals, which knee points of the front share."""
 
 
 def usual_overhead_s(candidates: Sequence[Candidate]) -> float:
@@ -36,6 +34,6 @@ def training_time_left_s(session: Session, overhead_s: float) -> float:
     timeout = session.config.study.timeout_s
     if timeout is None:
         return math.inf
-    elapsed, polishing = session.elapsed_s(), (1 - POLISH_SHARE) * timeout
-    ends = polishing if session.polish and elapsed < polishing else timeout
+    elapsed, polishing_s = session.elapsed_s(), (1 - POLISH_SHARE) * timeout
+    ends = polishing_s if session.polish and elapsed < polishing_s else timeout
     return (1 - LATE) * (ends - elapsed) - overhead_s
