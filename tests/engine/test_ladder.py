@@ -39,8 +39,9 @@ from autocompress.engine.estimating import estimate, estimate_reduced
 from autocompress.engine.events import Silent
 from autocompress.engine.ladder import Ladder, make_ladder
 from autocompress.engine.next_training import enqueue_training
-from autocompress.engine.pace import trained_for_long
+from autocompress.engine.pace import KNEES, trained_for_long
 from autocompress.engine.pareto import front
+from autocompress.engine.promotion import knee_points, leaves
 from autocompress.engine.run_folder import RunFolder, read_analysis, read_candidates, read_facts
 from autocompress.engine.session import open_study
 from autocompress.engine.shared import Shared
@@ -186,8 +187,10 @@ def test_candidates_climb_from_estimates_to_files(finished: Finished) -> None:
         assert parent.state is State.ESTIMATED and parent.trial < c.trial
         assert c.plan.model_copy(update={"training": parent.plan.training, "seed": parent.plan.seed}) == parent.plan
     for c in (c for c in candidates if c.origin is Origin.CONTINUED):
-        assert by_trial[c.parent].state is State.COMPLETE  # type: ignore[index]
-        assert c.total_steps == by_trial[c.parent].total_steps + c.plan.training.steps  # type: ignore[index]
+        parent = by_trial[c.parent]  # type: ignore[index]
+        trained = parent if parent.parent is None or parent.state is State.COMPLETE else by_trial[parent.parent]
+        assert trained.state is State.COMPLETE  # a file, or what an estimate takes away from one
+        assert c.total_steps == parent.total_steps + c.plan.training.steps
 
 
 @pytest.mark.slow
@@ -395,15 +398,15 @@ def test_a_model_with_nothing_to_prune_or_to_drop_uses_the_plain_engine_and_says
 
 
 @pytest.mark.slow
-def test_the_last_part_of_the_files_trains_members_of_the_front_before_it_on_each_once(tmp_path: Path) -> None:
+def test_the_last_part_of_the_files_trains_the_knees_of_the_front_before_it_on_each_once(tmp_path: Path) -> None:
     config = study(tmp_path, trials=8)
     run = search(config, tmp_path / "run", Bounded(), polish=True)
     made = sorted(files(check_whole(run, config)), key=lambda c: c.started_s)
     assert len(made) == 8
     before, polished = made[:6], made[6:]
-    parents = {c.parent for c in polished}
-    assert {c.origin for c in polished} == {Origin.CONTINUED} and len(parents) == 2
-    assert parents <= {c.trial for c in front(before)}
+    assert {c.origin for c in polished} == {Origin.CONTINUED} and len({c.parent for c in polished}) == 2
+    knees = [c.trial for c in knee_points(before, KNEES) if c in leaves(before)][:2]
+    assert [c.parent for c in polished][: len(knees)] == knees  # a front of few trained files has but one
 
 
 def test_polishing_is_no_part_of_the_plain_engine(prepared: RunFolder, tmp_path: Path) -> None:
