@@ -15,7 +15,7 @@ from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import POLISH_SHARE, training_time_left_s
 from autocompress.plan import Plan
 
-SHARES = {"share": 0.15, "estimate": 0.06, "promote": 0.17, "train_on": 0.62}
+SHARES = {"share": 0.05, "estimate": 0.06, "promote": 0.17, "train_on": 0.72}
 """Of the time so far: training the shared weights, estimating, short and long trainings.
 
 One long training of the right member is worth more than many short ones, and sharing pays by its first minutes
