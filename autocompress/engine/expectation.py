@@ -37,13 +37,13 @@ TYPICAL_HANDICAP = 3.3
 EXPONENTS = {"base": 0.4, "space": 0.65}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
-ROOM_POINTS = {"base": 2.0, "space": 2.5}
+ROOM_POINTS = {"base": 2.0, "space": 3.5}
 """How far beyond its teacher a student of the same size is thought to come in the end; one that begins with the teacher's weights
 stays nearer to it."""
-POINTS_PER_SQUARED_FOLD = {"base": 0.16, "space": 0.10}
+POINTS_PER_SQUARED_FOLD = 0.16
 """What a student of less capacity loses of that, by the square of the logarithm of the capacities' ratio: on CIFAR-10
 ResNets of 44, 32 and 20 layers lose 0.2, 0.5 and 1.8 points to that of 56 (He et al. 2016, table 6), and the logarithms
-are 0.7, 1.8 and 3.3. Members of a model space lose less, by thirteen long trainings of four searches (docs/log.md)."""
+are 0.7, 1.8 and 3.3."""
 POINTS_AT_3_BITS = 0.7
 """What weights of 3 bits cost in the end (docs/log.md), and four times as much for each bit less (Esser et al. 2020,
 Learned Step Size Quantization, table 1: ResNet-18 at 4, 3 and 2 bits)."""
@@ -124,8 +124,7 @@ def least_drop_points(family: str, capacity_ratio: float, bits: Mapping[int, flo
         bits: share of its weights by their bits.
     """
     rounding = sum(share * POINTS_AT_3_BITS * 4.0 ** (3 - width) for width, share in bits.items())
-    lost = POINTS_PER_SQUARED_FOLD[family] * math.log(min(1.0, capacity_ratio)) ** 2
-    return rounding + lost - ROOM_POINTS[family]
+    return rounding + POINTS_PER_SQUARED_FOLD * math.log(min(1.0, capacity_ratio)) ** 2 - ROOM_POINTS[family]
 
 
 @dataclass(frozen=True)
