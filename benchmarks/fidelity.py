@@ -90,11 +90,11 @@ def draw_plans(ladder: Ladder, seed: int, family: str | None = None, is_guided: 
             yield plan
 
 
-def corrected_drop(ladder: Ladder, plan: Plan, shared_drop_points: float, steps: int, number: int) -> float:
+def corrected_drop(ladder: Ladder, plan: Plan, divergence: float, steps: int, number: int) -> float:
     """Validation drop in points that the ladder expects of a plan after so many steps."""
     candidates, family = read_candidates(ladder.session.run), plan.architecture.family
     curves = ladder.curves(candidates)
-    short = ladder.expectation(candidates).drop_points(shared_drop_points, ladder.macs_ratio(plan), family)
+    short = ladder.expectation(candidates).drop_points(divergence, ladder.macs_ratio(plan), family)
     drawn = Candidate(trial=-1 - number, origin=Origin.SAMPLED, state=State.ESTIMATED, plan=plan)
     return curves.drop_at(drawn, short, curves.usual_steps[family], steps)
 
@@ -179,7 +179,7 @@ def main() -> None:
             "macs_ratio": ladder.macs_ratio(plan),
             "divergence": divergence,
             "shared_drop_points": drop,
-            "corrected_drop_points": corrected_drop(ladder, plan, drop, steps, number),
+            "corrected_drop_points": corrected_drop(ladder, plan, divergence, steps, number),
             "trained_drop_points": trained,
             "seconds": time.perf_counter() - begun,
         }

@@ -86,7 +86,7 @@ def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.T
         return Result(State.ESTIMATED, f"limit: {broken}, by the tables", estimate=estimate, violations=found)
     with current.clock.stage("score"):
         divergence, drop = ladder.shared.score(current.plan, current.parent)
-    expected, passing = _expected_drop(ladder, current, drop)
+    expected, passing = _expected_drop(ladder, current, divergence, drop)
     figures = {"divergence": divergence, "shared_drop_points": drop}
     figures |= {"drop_points": expected, "passing_drop_points": passing}
     if session.config.limits.max_accuracy_drop is not None:
@@ -94,9 +94,10 @@ def estimate(ladder: Ladder, session: Session, current: Current, trial: optuna.T
     return Result(State.ESTIMATED, estimate=estimate.model_copy(update=figures), violations=found)
 
 
-def _expected_drop(ladder: Ladder, current: Current, drop: float) -> tuple[float, float]:
-    """After the usual steps; of a changed trained network, what it lost before, what the change costs or brings in the
-    end, and a part of what it costs at once. And that part, where it is of a smaller network and passes.
+def _expected_drop(ladder: Ladder, current: Current, divergence: float, drop: float) -> tuple[float, float]:
+    """After the usual steps, by how far a member diverges; of a changed trained network, what it lost before, what the change
+    costs or brings in the end, and a part of what it costs at once. And that part, where it is of a smaller network and
+    passes.
     """
     parent = current.parent
     if parent is not None and parent.measurement is not None and parent.measurement.validation is not None:
@@ -108,7 +109,7 @@ def _expected_drop(ladder: Ladder, current: Current, drop: float) -> tuple[float
         return own + SHOWN_OF_CUT * in_the_end + kept, kept
     expectation = ladder.expectation(read_candidates(ladder.session.run))
     family = current.plan.architecture.family
-    return expectation.drop_points(drop, ladder.macs_ratio(current.plan), family), 0.0
+    return expectation.drop_points(divergence, ladder.macs_ratio(current.plan), family), 0.0
 
 
 def beyond(ladder: Ladder, plan: Plan) -> tuple[str, Estimate, dict[str, float]]:

@@ -1,8 +1,8 @@
 """What training will make of a candidate: corrected cheap scores, and learning curves.
 
-The drop of a member of the shared weights is not the drop of a trained file. A ridge regression of the trained drop
-on the root of the member's, over a power of its multiplications, around a prior, is fitted as pairs arrive: what has
-lost more wins a greater part of it back, and what computes less wins less of it. From then on what can still be gained
+A member of the shared weights is not a trained file. A ridge regression of the file's drop on the root of the member's
+divergence, over a power of its multiplications, around a prior, is fitted as pairs arrive: what has gone further wins a
+greater part of it back, and what computes less wins less of it. From then on what can still be gained
 falls with training time as a power law (Hestness et al. 2017, Deep Learning Scaling is Predictable), whose exponent each
 family has of its own.
 """
@@ -18,9 +18,9 @@ from sklearn.linear_model import Ridge
 
 from autocompress.candidate import Candidate, Estimate, Origin, State
 
-KEPT_OF_ROOT = 0.54
-"""Points expected to be left after the study's usual steps for each square root of a point that a member loses, if it computes as
-much as the base, before any pair is known (docs/log.md)."""
+KEPT_OF_ROOT = 3.0
+"""Points expected to be left after the study's usual steps for each square root of a nat by which a member diverges, if it
+computes as much as the base, before any pair is known (docs/log.md)."""
 LEARNING_EXPONENT = 0.35
 """Of the multiplications, over the base's: twenty plans whose members lose alike keep the more the less they compute
 (docs/log.md)."""
@@ -32,8 +32,8 @@ SHOWN_OF_CUT = 0.5
 training ago (docs/log.md)."""
 SHRINKAGE = 2.0
 """Pairs that weigh as much as the prior."""
-TYPICAL_HANDICAP = 3.3
-"""Of a member that loses 5 points and has a third of the base's multiplications."""
+TYPICAL_HANDICAP = 0.65
+"""Of a member that diverges by 0.2 nats and has a third of the base's multiplications."""
 EXPONENTS = {"base": 0.4, "space": 0.65}
 """Of the power law, before any training that went on is known; what starts at random learns for longer."""
 EXPONENT_RANGE = (0.05, 1.5)
@@ -57,21 +57,24 @@ class Expectation:
     offset: float
     offset_of_space: float
 
-    def drop_points(self, shared_drop_points: float, macs_ratio: float, family: str) -> float:
+    def drop_points(self, divergence: float, macs_ratio: float, family: str) -> float:
         """Expected drop of the file after the study's usual steps.
 
         Args:
-            shared_drop_points: of the member.
+            divergence: of the member from the base, in nats; of one that answers other than by classes, squared.
             macs_ratio: multiplications of the network, over the base's.
             family: of the plan.
         """
         own = self.offset_of_space if family == "space" else 0.0
-        return self.slope * handicap(shared_drop_points, macs_ratio) + self.offset + own
+        return self.slope * handicap(divergence, macs_ratio) + self.offset + own
 
 
-def handicap(shared_drop_points: float, macs_ratio: float) -> float:
-    """What a trained drop is proportional to: the root of a member's drop, and the more the less it computes."""
-    return math.sqrt(max(0.0, shared_drop_points)) / math.pow(macs_ratio, LEARNING_EXPONENT)
+def handicap(divergence: float, macs_ratio: float) -> float:
+    """What a trained drop is proportional to: the root of a member's divergence, and the more the less it computes.
+
+    A divergence of few images says more than their hits do: near the base those rank by chance (docs/log.md).
+    """
+    return math.sqrt(max(0.0, divergence)) / math.pow(macs_ratio, LEARNING_EXPONENT)
 
 
 def fit_expectation(
@@ -86,7 +89,7 @@ def fit_expectation(
     by_trial = {c.trial: c for c in candidates}
     pairs = [
         (
-            handicap(parent.estimate.shared_drop_points, macs_ratio(c)),
+            handicap(parent.estimate.divergence, macs_ratio(c)),
             c.plan.architecture.family == "space",
             curves.drop_at(
                 c,
@@ -100,7 +103,7 @@ def fit_expectation(
         and c.parent is not None
         and (parent := by_trial.get(c.parent)) is not None
         and isinstance(parent.estimate, Estimate)
-        and parent.estimate.shared_drop_points is not None
+        and parent.estimate.divergence is not None
         and parent.parent is None  # not a trained network that was changed
         and c.measurement is not None
         and c.measurement.validation is not None
