@@ -159,6 +159,9 @@ def next_to_train_on(
     """The trained candidate from which ``seconds`` more of training add most to the hypervolume, or an estimate of less
     of one, in bits or in layers: what was cut out of a network goes on as well as the whole.
 
+    Once a file is as accurate as the base, as far as validation can tell, being better than the base is worth nothing
+    more: the minutes are for what is smaller.
+
     Args:
         curves: what is left of a drop after more training.
     """
@@ -167,8 +170,22 @@ def next_to_train_on(
     files = [c for c in candidates if can_go_on(c) and c.trial not in gone and _vector(c)[0] > 0]
     less = [c for c in _waiting(candidates, busy) if c.parent is not None]
     taken = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    points = [hoped_for(c, seconds, curves) for c in files] + [expected_after(c, seconds, curves) for c in less]
+    hopes = [hoped_for(c, seconds, curves) for c in files]
+    points = [
+        *(hope if is_behind(c) else _no_better_than_base(hope) for c, hope in zip(files, hopes, strict=True)),
+        *(_no_better_than_base(expected_after(c, seconds, curves)) for c in less),
+    ]
     return [*files, *less][climbing_order(points, taken)[0]] if points else None
+
+
+def is_behind(candidate: Candidate) -> bool:
+    """Whether a file loses accuracy beyond doubt: the 95 % interval of its drop does not reach 0."""
+    assert candidate.measurement is not None and candidate.measurement.validation is not None
+    return candidate.measurement.validation.drop_interval_points()[0] > 0
+
+
+def _no_better_than_base(point: ObjectiveVector) -> ObjectiveVector:
+    return max(point[0], 0.0), *point[1:]
 
 
 def knee_points(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -18,6 +18,7 @@ from autocompress.engine.promotion import (
     climbing_order,
     expected_after,
     hoped_for,
+    is_behind,
     knee_points,
     leaves,
     next_to_polish,
@@ -323,6 +324,26 @@ def test_the_long_training_goes_to_less_of_a_file_where_that_adds_more() -> None
     # the file's own training goes on where what was cut out of it loses nothing any more
     done = trained(4, 0.0, 0.05, 0.05, parent=1, origin=Origin.CONTINUED)
     assert next_to_train_on([file, smaller, done], set(), SECONDS, CURVES) == file
+
+
+def test_a_file_that_may_be_as_accurate_as_the_base_is_not_trained_on_to_be_better_than_it() -> None:
+    """The same drop, certain or not: of a certain one what is won beyond the base counts as well."""
+    certain, small = trained(0, 0.3, 0.1, 0.115), trained(1, 1.0, 0.1, 0.1)
+    accuracy = Accuracy(correct=8970, total=10_000, lost=330, gained=300)
+    assert certain.measurement is not None and certain.measurement.validation is not None
+    assert accuracy.drop_points == certain.measurement.validation.drop_points
+    doubtful = certain.model_copy(
+        update={"measurement": certain.measurement.model_copy(update={"validation": accuracy})}
+    )
+    assert is_behind(certain) and not is_behind(doubtful)
+    assert hoped_for(doubtful, SECONDS, CURVES)[0] < 0
+    assert next_to_train_on([certain, small], set(), SECONDS, CURVES) == certain
+    assert next_to_train_on([doubtful, small], set(), SECONDS, CURVES) == small
+    # nor is what is cut out of a file worth more for being better than the base
+    better, smaller = estimated(2, 0.3, 0.09, 0.09, parent=1), estimated(3, 1.8, 0.08, 0.08, parent=1)
+    later = {c.trial: expected_after(c, SECONDS, CURVES)[0] for c in (better, smaller)}
+    assert later[2] < 0
+    assert next_to_train_on([doubtful, small, better, smaller], set(), SECONDS, CURVES) == smaller
 
 
 def test_hopes_shrink_with_the_training_behind() -> None:
