@@ -88,15 +88,18 @@ class Score(_Record):
 
 
 class Latency(_Record):
-    """Timing of a file, interleaved with the baseline in one sitting, in a process without torch."""
+    """Timing of a file, interleaved with the baseline in one sitting, in a process without torch.
+
+    All but ``p90_ms`` are medians over the sitting's quiet pairs of blocks (:mod:`autocompress.deploy.timing`).
+    """
 
     latency_ms: float
-    p90_ms: float
+    p90_ms: float = Field(description="90th percentile of all runs of the file")
     baseline_ms: float
-    ratio: float = Field(description="median over paired blocks of candidate time / baseline time")
+    ratio: float = Field(description="candidate time / baseline time within a pair")
     ratio_low: float
     ratio_high: float
-    noisy: bool = False
+    noisy: bool = Field(default=False, description="the baseline was slowed down, by the run's other sittings")
 
 
 class Parity(_Record):

@@ -201,7 +201,7 @@ class SpaceSection(_Section):
     head_sparsity: tuple[Fraction, ...] | None = Field(default=None, description="of attentions; as sparsity")
     mlp_sparsity: tuple[Fraction, ...] | None = Field(default=None, description="of hidden units; as sparsity")
     channel_multiple: Annotated[int, Field(ge=1)] = 8
-    precision: tuple[Precision, ...] = tuple(p for p in Precision if not p.dynamic)
+    precision: tuple[Precision, ...] = tuple(p for p in Precision if not p.dynamic and p is not Precision.W7A8)
     alpha: Range = (0.3, 1.0)
     temperature: Range = (1.0, 8.0)
     hint_weight: Range = (0.0, 1.0)

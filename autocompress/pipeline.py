@@ -159,7 +159,7 @@ def least_size_bytes(network: nn.Module, plan: Plan) -> int:
         precisions = plan.quantization.precisions
         precision = precisions.get(name) or precisions.get(name.removesuffix(".weight"))
         is_weight = parameter.dim() > 1 and precision is not None
-        bits += parameter.numel() * (precision.weight_bits or 32) if is_weight and precision is not None else 0
+        bits += parameter.numel() * precision.stored_bits if is_weight and precision is not None else 0
     return bits // 8
 
 

@@ -17,7 +17,8 @@ class Precision(StrEnum):
 
     ``w<b>`` stores weights in b bits and computes in float32; ``w<b>a8`` feeds the runtime's integer
     kernels with 8-bit activations whose range is fixed by calibration; ``w<b>a8_dynamic`` finds the range of
-    each input when it arrives.
+    each input when it arrives. Weights of 7 bits take the room of 8: they are for processors whose integer kernels
+    saturate with 8 (:mod:`autocompress.deploy.saturation`).
     """
 
     FLOAT32 = "float32"
@@ -27,11 +28,13 @@ class Precision(StrEnum):
     W3 = "w3"
     W2 = "w2"
     W8A8 = "w8a8"
+    W7A8 = "w7a8"
     W6A8 = "w6a8"
     W4A8 = "w4a8"
     W3A8 = "w3a8"
     W2A8 = "w2a8"
     W8A8_DYNAMIC = "w8a8_dynamic"
+    W7A8_DYNAMIC = "w7a8_dynamic"
     W6A8_DYNAMIC = "w6a8_dynamic"
     W4A8_DYNAMIC = "w4a8_dynamic"
     W3A8_DYNAMIC = "w3a8_dynamic"
@@ -39,8 +42,13 @@ class Precision(StrEnum):
 
     @property
     def weight_bits(self) -> int | None:
-        """Bits per stored weight; None for float32."""
+        """Bits of a weight's grid; None for float32."""
         return None if self is Precision.FLOAT32 else int(self.value[1])
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that a weight takes in a file."""
+        return {None: 32, 7: 8}.get(self.weight_bits, self.weight_bits or 32)
 
     @property
     def integer_activations(self) -> bool:
@@ -58,8 +66,12 @@ class Precision(StrEnum):
         No convolution finds the range of its input as it arrives, and a table of embeddings computes nothing.
         """
         if kind == "embedding":
-            return Precision(self.value.partition("a8")[0])
+            return Precision(self.value.partition("a8")[0].replace("w7", "w8"))
         return Precision(self.value.removesuffix("_dynamic")) if kind == "convolution" else self
+
+    def without_saturation(self) -> Precision:
+        """The nearest precision with which integer kernels are exact on any processor."""
+        return Precision(self.value.replace("w8a8", "w7a8"))
 
 
 class _Spec(BaseModel):

@@ -100,7 +100,9 @@ def open_workplace(data: str, run: RunFolder, folder: Path) -> Workplace:
     torch.set_num_threads(1)
     digest = restore_base(run, inputs)
     bench = make_bench(run, inputs, read_facts(run))
-    return Workplace(config, inputs, run, bench, make_space(config, inputs, read_analysis(run), digest), folder)
+    return Workplace(
+        config, inputs, run, bench, make_space(config, inputs, read_analysis(run), digest, read_facts(run)), folder
+    )
 
 
 def measure(workplace: Workplace, log: Path, sittings: int) -> None:

@@ -45,7 +45,7 @@ from autocompress.engine.run_folder import (
 )
 from autocompress.engine.samplers import make_sampler
 from autocompress.engine.session import Session, make_space
-from autocompress.engine.space import Draw, PerLayer, Space, obvious_plans
+from autocompress.engine.space import Draw, PerLayer, Space, obvious_plans, plain_int8
 from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.study import LEAST_STEPS
 from autocompress.engine.time_left import training_time_left_s, usual_overhead_s
@@ -54,7 +54,7 @@ from autocompress.engine.workers import working
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.pipeline import QUANTIZED_STEPS, Bench
-from autocompress.plan import DistillationSpec, Plan, Precision, QuantizationSpec, TrainingSpec
+from autocompress.plan import DistillationSpec, Plan, QuantizationSpec, TrainingSpec
 
 PARTS = ("architecture", "bits", "distillation")
 FEW = 3
@@ -63,7 +63,6 @@ FEW = 3
 DISTILLATION_TRIALS = 4
 """The last part's time is cut into so many trainings: fewer make each longer, and what goes on gains by length."""
 
-PLAIN = Precision.W8A8
 PLAIN_BITS = 8
 
 
@@ -194,7 +193,7 @@ def sequential_search(config: StudyConfig, root: Path, watcher: Watcher, inputs:
 
 def _open(config: StudyConfig, run: RunFolder, inputs: Inputs, watcher: Watcher, worker: str) -> Session:
     digest, facts = restore_base(run, inputs), read_facts(run)
-    space = make_space(config, inputs, read_analysis(run), digest)
+    space = make_space(config, inputs, read_analysis(run), digest, facts)
     return Session(
         config=config,
         run=run,
@@ -258,9 +257,14 @@ def _starts(session: Session, parents: Mapping[str, Candidate]) -> dict[str, str
 
 def _architecture_part(session: Session, _: Sequence[Candidate]) -> Part:
     section = session.space.section.model_copy(
-        update={"precision": (PLAIN,), "alpha": (0.7, 0.7), "temperature": (4.0, 4.0), "hint_weight": (0.0, 0.0)}
+        update={
+            "precision": (plain_int8(session.space.section, session.space.saturates),),
+            "alpha": (0.7, 0.7),
+            "temperature": (4.0, 4.0),
+            "hint_weight": (0.0, 0.0),
+        }
     )
-    bits = [p.weight_bits for p in session.config.space.precision if p.weight_bits is not None]
+    bits = [p.stored_bits for p in session.space.section.precision]
     limits = limits_before_bits(session.config.limits, min([PLAIN_BITS, *bits]))
     space = replace(session.space, section=section)
     own = replace(
@@ -321,7 +325,7 @@ def _bits_part(session: Session, found: Sequence[Candidate]) -> Part | None:
 
 def _uniform_bits(session: Session, name: str, parent: Candidate) -> Decision:
     """The middle precision everywhere, as the other engines have it enqueued."""
-    options = session.config.space.precision
+    options = session.space.section.precision
     middle = len(options) // 2
     steps = {f"{name}.precision:{layer}": 0 for layer in parent.plan.quantization.precisions}
     params = {"family": name, f"{name}.precision": middle} | steps

@@ -112,9 +112,10 @@ def copied(prepared: RunFolder, root: Path, config: StudyConfig) -> RunFolder:
     return RunFolder(root)
 
 
-def untested(c: Candidate) -> Candidate:
-    """The record without what a later look at the test split adds."""
-    measured = None if c.measurement is None else c.measurement.model_copy(update={"test": None})
+def lasting(c: Candidate) -> Candidate:
+    """The record without what may change later: the test split is read, and a latency that was off timed again."""
+    later = {"test": None, "latency": None}
+    measured = None if c.measurement is None else c.measurement.model_copy(update=later)
     return c.model_copy(update={"measurement": measured})
 
 
@@ -140,6 +141,14 @@ def searching(folder: Path, run: RunFolder, trials: int, *kill: str) -> Iterator
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def finish_in_own_process(folder: Path, run: RunFolder, trials: int, *kill: str) -> int:
+    """Let :func:`start` come to its end, which may be its death; its exit status."""
+    process = start(folder, run, trials, *kill)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return process.returncode
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from benches import make_bench
+from processors import EIGHT_BITS
 from safetensors.torch import load_file
 from torch import nn
 
@@ -61,7 +62,7 @@ def plan(precisions: dict[str, Precision], steps: int = 6, **parts: Any) -> Plan
 
 def mixed_plan() -> Plan:
     """A bit of everything."""
-    options = [Precision.W8A8, Precision.W4A8, Precision.W3A8, Precision.W6]
+    options = [EIGHT_BITS, Precision.W4A8, Precision.W3A8, Precision.W6]
     return plan(
         {name: options[n % 4] for n, name in enumerate(SHALLOW)},
         architecture=ArchitectureSpec(dropped_blocks=("stage1.0",)),
@@ -101,7 +102,7 @@ def mixed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module")
 def int8(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(bench, plan(dict.fromkeys(LAYERS, Precision.W8A8)), tmp_path_factory.mktemp("int8"))
+    return Made(bench, plan(dict.fromkeys(LAYERS, EIGHT_BITS)), tmp_path_factory.mktemp("int8"))
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_a_file_of_another_network_has_no_parity(float32: Made, mixed: Made, ben
 
 
 def test_int8_costs_little_accuracy_even_untrained(bench: Bench, float32: Made, tmp_path: Path) -> None:
-    made = Made(bench, plan(dict.fromkeys(LAYERS, Precision.W8A8), steps=0), tmp_path)
+    made = Made(bench, plan(dict.fromkeys(LAYERS, EIGHT_BITS), steps=0), tmp_path)
     whole, small = (answers(bench, m.path, bench.data.validation, m.plan).mean() for m in (float32, made))
     assert small >= whole - 0.02
 
@@ -316,7 +317,7 @@ def test_the_plan_trains_for_its_steps(bench: Bench, tmp_path: Path) -> None:
             pass
 
     guarded = replace(bench, each_batch=Guard)
-    some = plan(dict.fromkeys(LAYERS, Precision.W8A8), steps=9)
+    some = plan(dict.fromkeys(LAYERS, EIGHT_BITS), steps=9)
     unfinished = draft(guarded, build_network(guarded, some), some, tmp_path / "model.onnx", StageClock())
     assert entered == []
     finish(guarded, unfinished, some, tmp_path / "model.onnx", tmp_path / "weights", StageClock())
@@ -338,7 +339,7 @@ def test_the_stages_are_timed(mixed: Made) -> None:
 def test_the_teachers_answers_are_a_stage_of_their_own_and_known_the_second_time(
     trained: nn.Module, digits: TaskData, tmp_path: Path
 ) -> None:
-    fresh, some = make_bench(trained, digits), plan(dict.fromkeys(LAYERS, Precision.W8A8))
+    fresh, some = make_bench(trained, digits), plan(dict.fromkeys(LAYERS, EIGHT_BITS))
     assert fresh.teacher is not None
     clocks = []
     for number in (1, 2):
@@ -385,6 +386,6 @@ def test_a_plan_for_another_network_is_refused(bench: Bench, parts: dict[str, An
 
 
 def test_a_precision_of_an_unknown_layer_is_refused(bench: Bench, tmp_path: Path) -> None:
-    some = plan({"stage9.conv": Precision.W8A8})
+    some = plan({"stage9.conv": EIGHT_BITS})
     with pytest.raises(KeyError, match="stage9"):
         draft(bench, build_network(bench, some), some, tmp_path / "model.onnx", StageClock())

@@ -98,9 +98,9 @@ def test_a_plan_refuses_what_it_does_not_know(change: dict[str, Any]) -> None:
     ("precision", "bits", "integer"),
     [
         ("float32", None, False), ("w8", 8, False), ("w6", 6, False), ("w4", 4, False), ("w3", 3, False), ("w2", 2, False),
-        ("w8a8", 8, True), ("w6a8", 6, True), ("w4a8", 4, True), ("w3a8", 3, True), ("w2a8", 2, True),
+        ("w8a8", 8, True), ("w7a8", 7, True), ("w6a8", 6, True), ("w4a8", 4, True), ("w3a8", 3, True), ("w2a8", 2, True),
         ("w8a8_dynamic", 8, True), ("w6a8_dynamic", 6, True), ("w4a8_dynamic", 4, True), ("w3a8_dynamic", 3, True),
-        ("w2a8_dynamic", 2, True),
+        ("w2a8_dynamic", 2, True), ("w7a8_dynamic", 7, True),
     ],
 )  # fmt: skip
 def test_a_precision_says_its_bits_and_its_kernels(precision: str, bits: int | None, integer: bool) -> None:
@@ -111,16 +111,25 @@ def test_a_precision_says_its_bits_and_its_kernels(precision: str, bits: int | N
 
 
 def test_the_precisions_are_those_of_the_study_files() -> None:
-    assert len(Precision) == 16
+    assert len(Precision) == 18
     # float weights with 8-bit activations gain nothing and are no option
     assert "a8" not in list(Precision) and "float32a8" not in list(Precision)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_what_cannot_saturate_is_the_same_but_for_a_bit(precision: Precision) -> None:
+    exact = precision.without_saturation()
+    assert exact.weight_bits != 8 or not exact.integer_activations
+    assert (exact.stored_bits, exact.dynamic) == (precision.stored_bits, precision.dynamic)
+    assert exact is precision or (precision.weight_bits, exact.weight_bits) == (8, 7)
+    assert exact.without_saturation() is exact
 
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_each_kind_of_layer_gets_what_its_kernel_can(precision: Precision) -> None:
     for kind in ("convolution", "linear", "embedding"):
         found = precision.for_layer(kind)
-        assert found.weight_bits == precision.weight_bits
+        assert found.stored_bits == precision.stored_bits
         assert found.for_layer(kind) is found
     assert precision.for_layer("linear") is precision
     assert not precision.for_layer("convolution").dynamic

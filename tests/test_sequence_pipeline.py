@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processors import EIGHT_BITS
 from sequences import HEADS, WIDTH, WORDS, Encoder, r2, task, texts
 from torch import Tensor
 
@@ -144,7 +145,7 @@ def test_shares_of_time_are_shares(classes: Setting) -> None:
 # From plan to file
 
 
-@pytest.mark.parametrize("precision", [Precision.W4A8_DYNAMIC, Precision.W8A8, Precision.W4], ids=str)
+@pytest.mark.parametrize("precision", [Precision.W4A8_DYNAMIC, EIGHT_BITS, Precision.W4], ids=str)
 def test_a_small_encoder_goes_the_whole_road(classes: Setting, precision: Precision, tmp_path: Path) -> None:
     plan = small_plan(classes, precision)
     path, deployable = classes.make(plan, tmp_path)

@@ -25,7 +25,7 @@ from autocompress.candidate import Accuracy, Candidate, Measurement, Origin, Sco
 from autocompress.deploy.encoding import count_fused
 from autocompress.deploy.session import open_session, predict
 from autocompress.errors import RunError, TrialFailed, VerificationFailed
-from autocompress.plan import Plan, Precision
+from autocompress.plan import Plan
 
 MODEL, CARD, REFERENCE = "model.onnx", "card.json", "reference.npz"
 SCHEMA_VERSION: Final = 1
@@ -41,7 +41,7 @@ throughout: its outputs moved by up to 2.7 %, and 1 to 1.5 % of its answers chan
 
 _METHOD = (
     "median in one process without torch, on fixed threads: warmed up, then short blocks of this file and "
-    "of the uncompressed float32 file in turn; the ratio is the median over pairs of blocks"
+    "of the uncompressed float32 file in turn; medians over the pairs of blocks in which both ran fastest"
 )
 _SATURATION = (
     "8-bit weights on integer kernels: x86 processors without VNNI may saturate sums of unsigned activations "
@@ -269,7 +269,7 @@ def _subtracts_int8(model: onnx.ModelProto) -> bool:
 def _file_facts(path: Path, model: onnx.ModelProto, plan: Plan) -> FileFacts:
     integer = {op: n for op, n in sorted(count_fused(path).items()) if op.startswith(_INTEGER_KERNELS)}
     precisions = plan.quantization.precisions.values()
-    saturates = bool(integer) and Precision.W8A8 in precisions
+    saturates = bool(integer) and any(p.without_saturation() is not p for p in precisions)
     mixed = _is_quantized(model) and not all(p.integer_activations for p in precisions)
     notes = ((_SATURATION, saturates), (_SKIP_1_21, mixed))
     return FileFacts(

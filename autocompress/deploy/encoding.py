@@ -1,6 +1,6 @@
 """Quantised weights in an ONNX file, stored in the bits they need.
 
-Weights of 8 bits are plain INT8 initialisers. Narrower ones are packed in 24-bit words, which hold 2, 3, 4
+Weights of 7 and 8 bits are plain INT8 initialisers. Narrower ones are packed in 24-bit words, which hold 2, 3, 4
 and 6 bits without a gap, and a constant subgraph unpacks them: stock ONNX Runtime folds it when the session
 is made, so the packed file runs like the 8-bit one and needs no loader of ours.
 
@@ -30,7 +30,8 @@ from onnx import helper, numpy_helper
 from autocompress.deploy.session import PROVIDERS, open_session, session_options
 from autocompress.errors import TrialFailed
 
-BITS = (2, 3, 4, 6, 8)
+BITS = (2, 3, 4, 6, 7, 8)
+_PLAIN_BITS = (7, 8)
 STAND_INS = "autocompress"
 """Domain of the operators that stand for layers in an exported graph until it is encoded."""
 _WORD_BYTES = 3
@@ -47,7 +48,7 @@ class LayerWeights:
     Attributes:
         values: int8 [out, ...], each in [-2^(bits-1), 2^(bits-1) - 1].
         scales: float32 [out], positive.
-        bits: stored bits per weight: 2, 3, 4, 6 or 8.
+        bits: bits of their grid: 2, 3, 4, 6, 7 or 8.
         integer_activations: the layer's input is quantised to 8 bits and integer kernels run.
         dynamic: the range of the input is found when it arrives.
         out_axis: axis of the outputs in ``values``, of which ``scales`` has one entry each.
@@ -473,7 +474,7 @@ def _store_integers(writer: _Writer, layers: Mapping[str, LayerWeights], decoded
     stored: dict[str, str] = {}
     for bits in sorted({weights.bits for weights in layers.values()}):
         members = {name: weights for name, weights in layers.items() if weights.bits == bits}
-        store = _store_plain if bits == 8 else _store_packed
+        store = _store_plain if bits in _PLAIN_BITS else _store_packed
         stored |= store(writer, members, decoded)
     return stored
 

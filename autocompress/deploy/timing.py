@@ -2,20 +2,23 @@
 
 ``python -m autocompress.deploy.timing`` reads a request as JSON from stdin and writes the figures as JSON
 to stdout; :func:`time_latency` starts it. Both files are warmed up; then blocks of candidate and baseline
-runs of some milliseconds alternate (AB BA AB ...), so that whatever slows the machine down hits both, and
-the ratio is taken within each pair of blocks. A sitting in which the baseline drifts is repeated.
+runs of some milliseconds alternate (AB BA AB ...), and the ratio is taken within pairs of blocks.
+
+What shares the machine does not slow two files down alike: one that fits into the core's own cache may take as
+long as ever while a large one takes a third longer, or the other way round. So pairs are not enough, and what
+counts are the quiet pairs, those in which both files ran fastest (interference only ever adds time; Chen and
+Revels 2016). A sitting goes on while the baseline takes longer in them than it is known to take.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +33,15 @@ if TYPE_CHECKING:  # pydantic costs the timing process more than the timing of a
     from autocompress.candidate import Latency
 
 TIMEOUT_S = 120.0
-_SITTINGS = 3
+QUIET_TOLERANCE = 0.08
+"""By how much longer than usual a baseline may take while the machine passes as quiet."""
+_LONGEST = 3
 _WARM_UP_S = 0.15
 _WARM_UP_RUNS = 5
 _BLOCK_S = 0.008
 _LEAST_PAIRS = 6
-_DRIFT_LIMIT = 0.05
-_SPREAD_LIMIT = 0.20
+_QUIET_SHARE = 0.25
+_MOST_QUIET_PAIRS = 24
 _RESAMPLES = 1000
 
 Run = Callable[[], object]
@@ -50,25 +55,25 @@ class Sitting:
     candidate: Times
     baseline: Times
 
-    def drift(self) -> float:
-        """How unsteady the baseline was, in units of what is allowed: 1 is the limit.
+    def quiet(self) -> Sitting:
+        """The fastest quarter of the pairs, at least 6 and at most 24, by the product of both blocks' medians.
 
-        The larger of the change from the first to the second half and of the interquartile range, each of
-        the blocks' medians and relative to them.
+        The product, because to choose by either file alone would favour it in the ratio.
         """
-        blocks = np.median(self.baseline, axis=1)
-        first, second = np.median(blocks[: len(blocks) // 2]), np.median(blocks[len(blocks) // 2 :])
-        low, middle, high = np.quantile(blocks, [0.25, 0.5, 0.75])
-        return float(max(abs(math.log(second / first)) / _DRIFT_LIMIT, (high - low) / middle / _SPREAD_LIMIT))
+        together = np.median(self.candidate, axis=1) * np.median(self.baseline, axis=1)
+        count = max(_LEAST_PAIRS, min(_MOST_QUIET_PAIRS, int(_QUIET_SHARE * len(together))))
+        fastest = np.argsort(together, kind="stable")[:count]
+        return Sitting(self.candidate[fastest], self.baseline[fastest])
 
     def figures(self) -> dict[str, float]:
-        """Fields of :class:`autocompress.candidate.Latency` but for ``noisy``."""
-        ratios = np.median(self.candidate, axis=1) / np.median(self.baseline, axis=1)
+        """Fields of :class:`autocompress.candidate.Latency` but for ``noisy``: of the quiet pairs, p90 of all."""
+        quiet = self.quiet()
+        ratios = np.median(quiet.candidate, axis=1) / np.median(quiet.baseline, axis=1)
         low, high = bootstrap_interval(ratios)
         return {
-            "latency_ms": 1e3 * float(np.median(self.candidate)),
+            "latency_ms": 1e3 * float(np.median(quiet.candidate)),
             "p90_ms": 1e3 * float(np.quantile(self.candidate, 0.9)),
-            "baseline_ms": 1e3 * float(np.median(self.baseline)),
+            "baseline_ms": 1e3 * float(np.median(quiet.baseline)),
             "ratio": float(np.median(ratios)),
             "ratio_low": low,
             "ratio_high": high,
@@ -104,6 +109,7 @@ def time_latency(
     baseline: Path,
     inputs: Sequence[tuple[str, tuple[int, ...], str]],
     threads: int,
+    usual_ms: float | None = None,
     seconds: float = 1.5,
 ) -> Latency:
     """Time a file against the baseline while nothing trains; waits for the machine.
@@ -113,7 +119,9 @@ def time_latency(
         baseline: an ONNX file with the same inputs.
         inputs: (name, shape, numpy dtype) of each input.
         threads: threads of either session.
-        seconds: length of a sitting; there are at most three.
+        usual_ms: what the baseline takes on this machine while it is quiet, by earlier sittings; None if there were
+            none.
+        seconds: length of a sitting on a quiet machine; on another, or without ``usual_ms``, it is three times that.
 
     Raises:
         TrialFailed: kind ``timing``; a file does not load or run, or timing takes too long.
@@ -126,6 +134,7 @@ def time_latency(
         "baseline": str(baseline.absolute()),
         "inputs": [asdict(InputSpec(*entry)) for entry in inputs],
         "threads": threads,
+        "usual_ms": usual_ms,
         "seconds": seconds,
     }
     with machine_lock.timing():
@@ -153,18 +162,25 @@ def _run_timing_process(request: str, threads: int) -> str:
     return done.stdout
 
 
+def is_slowed(baseline_ms: float, usual_ms: float) -> bool:
+    """Whether the baseline took so much longer than usual that the machine was not quiet."""
+    return baseline_ms > (1 + QUIET_TOLERANCE) * usual_ms
+
+
 def measure(request: dict[str, Any]) -> dict[str, float | bool]:
-    """Figures of the first sitting with a steady baseline, else of the steadiest, marked noisy."""
+    """Figures of a sitting; noisy if the baseline was slowed down to its end."""
     rng = np.random.default_rng(0)
     specs = [InputSpec(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in request["inputs"]]
     feeds = {spec.name: spec.draw(rng) for spec in specs}
     candidate = _runner(Path(request["candidate"]), request["threads"], feeds)
     baseline = _runner(Path(request["baseline"]), request["threads"], feeds)
-    sittings: list[Sitting] = []
-    while len(sittings) < _SITTINGS and all(sitting.drift() > 1 for sitting in sittings):
-        sittings.append(sit(candidate, baseline, request["seconds"]))
-    best = min(sittings, key=Sitting.drift)
-    return {**best.figures(), "noisy": best.drift() > 1}
+    usual_ms = request["usual_ms"]
+    figures: dict[str, float] = {}
+    for sitting in sit(candidate, baseline, request["seconds"]):
+        figures = sitting.figures()
+        if usual_ms is not None and not is_slowed(figures["baseline_ms"], usual_ms):
+            break
+    return {**figures, "noisy": usual_ms is not None and is_slowed(figures["baseline_ms"], usual_ms)}
 
 
 def _runner(path: Path, threads: int, feeds: dict[str, npt.NDArray[Any]]) -> Run:
@@ -172,21 +188,25 @@ def _runner(path: Path, threads: int, feeds: dict[str, npt.NDArray[Any]]) -> Run
     return lambda: session.run(None, feeds)
 
 
-def sit(candidate: Run, baseline: Run, seconds: float) -> Sitting:
-    """Warm both up, then time blocks in turn for about ``seconds``; at least six pairs."""
+def sit(candidate: Run, baseline: Run, seconds: float) -> Iterator[Sitting]:
+    """Warm both up, then time blocks in turn; all that was timed so far after each of three times ``seconds``.
+
+    At least six pairs.
+    """
     runs = (candidate, baseline)
     counts = [max(1, round(_BLOCK_S / _warm_up(run))) for run in runs]
     blocks: tuple[list[Times], list[Times]] = ([], [])
-    gc.disable()
-    try:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(blocks[0]) < _LEAST_PAIRS:
-            order = (0, 1) if len(blocks[0]) % 2 == 0 else (1, 0)
-            for which in order:
-                blocks[which].append(_time_block(runs[which], counts[which]))
-    finally:
-        gc.enable()
-    return Sitting(np.array(blocks[0]), np.array(blocks[1]))
+    for _ in range(_LONGEST):
+        gc.disable()
+        try:
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(blocks[0]) < _LEAST_PAIRS:
+                order = (0, 1) if len(blocks[0]) % 2 == 0 else (1, 0)
+                for which in order:
+                    blocks[which].append(_time_block(runs[which], counts[which]))
+        finally:
+            gc.enable()
+        yield Sitting(np.array(blocks[0]), np.array(blocks[1]))
 
 
 def _warm_up(run: Run) -> float:

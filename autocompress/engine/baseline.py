@@ -35,6 +35,7 @@ from autocompress.data.task import TaskData
 from autocompress.deploy.machine_lock import training_batch
 from autocompress.deploy.measure import measure_bytes
 from autocompress.deploy.processor import decisive_instruction_sets, processor_model
+from autocompress.deploy.saturation import SATURATION, saturates
 from autocompress.deploy.timing import time_latency
 from autocompress.engine.events import Watcher
 from autocompress.engine.run_folder import (
@@ -68,6 +69,9 @@ from autocompress.stage_clock import StageClock
 
 KEPT_BASES = ".bases"
 """Beside the run folders: bases that were trained, for later runs of the same data and settings."""
+
+SATURATES = "integer_kernels_saturate"
+"""Among a run's facts: whether 8-bit weights saturate the integer kernels of its machine."""
 
 ANALYSIS_EXAMPLES = 256
 REFERENCE_EXAMPLES = 8
@@ -272,6 +276,8 @@ def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher, kept: Pat
     measurement = _export_and_measure(run, bench, config.target)
     if data.metric is None:
         _check_better_than_chance(measurement, data)
+    if saturates():
+        watcher.note(f"{SATURATION}, so w8a8 is done as w7a8")
     watcher.note("looking for blocks, channel groups and layers")
     rows = torch.arange(min(ANALYSIS_EXAMPLES, len(data.calibration)))
     calibration = data.model_inputs(data.calibration, rows)
@@ -354,13 +360,19 @@ def _export_and_measure(run: RunFolder, bench: Bench, target: TargetSection) -> 
     return measure_bytes(path).model_copy(update=figures)
 
 
-def measure_latency(candidate: Path, baseline: Path, data: TaskData, target: TargetSection) -> Latency:
-    """Time a file against the baseline on inputs of the target's batch size and sequence length."""
+def measure_latency(
+    candidate: Path, baseline: Path, data: TaskData, target: TargetSection, usual_ms: float | None = None
+) -> Latency:
+    """Time a file against the baseline on inputs of the target's batch size and sequence length.
+
+    Args:
+        usual_ms: what the baseline takes while the machine is quiet, where that is known.
+    """
     inputs = []
     for name, x, free in zip(data.input_names, data.example_inputs(1), data.axes, strict=True):
         lengths = [target.sequence_length if axis in free else x.shape[axis] for axis in range(1, x.dim())]
         inputs.append((name, (target.batch_size, *lengths), str(x.numpy().dtype)))
-    return time_latency(candidate, baseline, inputs, target.threads)
+    return time_latency(candidate, baseline, inputs, target.threads, usual_ms)
 
 
 def _check_better_than_chance(measurement: Measurement, data: TaskData) -> None:
@@ -446,4 +458,5 @@ def environment(config: StudyConfig, acceleration: Acceleration) -> dict[str, An
         "target": config.target.model_dump(mode="json"),
         "training_threads": training_threads(config),
         "acceleration": asdict(acceleration),
+        SATURATES: saturates(),
     }

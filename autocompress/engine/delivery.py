@@ -228,7 +228,7 @@ def latency_line(folder: Path, seconds: float = LATENCY_SECONDS) -> str:
 
 
 def _latency_here(folder: Path, card: Card, seconds: float) -> str:
-    """The median of the file timed against itself: the uncompressed one is not in an export."""
+    """The file timed against itself: the uncompressed one is not in an export."""
     arrays = read_reference(folder, card).inputs
     inputs = []
     for entry, array in zip(card.inputs, arrays, strict=True):
@@ -237,5 +237,5 @@ def _latency_here(folder: Path, card: Card, seconds: float) -> str:
             size if isinstance(size, int) else free or array.shape[axis] for axis, size in enumerate(entry.shape[1:], 1)
         ]
         inputs.append((entry.name, (card.latency.batch_size, *lengths), str(array.dtype)))
-    found = time_latency(folder / MODEL, folder / MODEL, inputs, card.latency.threads, seconds)
-    return f"{found.latency_ms:.3g} ms{' (noisy)' if found.noisy else ''}"
+    found = time_latency(folder / MODEL, folder / MODEL, inputs, card.latency.threads, seconds=seconds)
+    return f"{found.latency_ms:.3g} ms"

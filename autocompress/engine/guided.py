@@ -184,7 +184,7 @@ class Guide:
 
     def bits_range(self) -> tuple[float, float]:
         """Fewest and most bits of a weight in this study."""
-        bits = [float(p.weight_bits or 32) for p in self.space.section.precision]
+        bits = [float(p.stored_bits) for p in self.space.section.precision]
         return min(bits), max(bits)
 
     def _finished(self, plan: Plan, targets: Targets, error: Callable[[str, int | None], float], number: int) -> Plan:

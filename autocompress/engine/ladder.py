@@ -137,7 +137,7 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
                 write_json(path, measure_tables(bench, analysis, space.section, largest))
         tables = Tables.model_validate_json(path.read_text(encoding="utf-8"))
         table = LatencyTable(session.config.target.threads)
-        usual = plain_int8(space.section)
+        usual = plain_int8(space.section, space.saturates)
         size = session.baseline.size_bytes
         predictor = make_predictor(bench, session.config.target, tables, usual, table, size)
         guide = Guide(

@@ -137,7 +137,7 @@ class Predictor:
 
     def layer_bytes(self, operator: Operator, precision: Precision) -> float:
         """Packed weights of a layer with their scales and biases."""
-        weights = math.prod(operator.weight) * (precision.weight_bits or 32) / 8
+        weights = math.prod(operator.weight) * precision.stored_bits / 8
         return weights + operator.weight[0] * SCALE_BYTES * (1 + (precision.weight_bits is not None))
 
     def size_ratio(self, plan: Plan) -> float:

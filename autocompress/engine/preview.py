@@ -15,7 +15,9 @@ from autocompress.candidate import Measurement
 from autocompress.config import LimitsSection, StudyConfig
 from autocompress.data.task import TaskData
 from autocompress.deploy.measure import measure_bytes
+from autocompress.deploy.saturation import SATURATION
 from autocompress.engine.baseline import (
+    SATURATES,
     Inputs,
     load_inputs,
     make_bench,
@@ -28,6 +30,7 @@ from autocompress.engine.events import Silent
 from autocompress.engine.limits import limit_names, violations
 from autocompress.engine.run_folder import RunFolder, read_analysis, read_baseline, read_facts
 from autocompress.engine.session import make_space
+from autocompress.engine.sittings import usual_baseline_ms
 from autocompress.engine.space import SPARSITY_KINDS, PerLayer, Space
 from autocompress.engine.trial import describe
 from autocompress.pipeline import Bench, answers, build_network, compare, draft, finish, parity
@@ -55,10 +58,13 @@ def preview(config: StudyConfig) -> Iterator[str]:
         baseline, analysis = read_baseline(run), read_analysis(run)
         yield from _baseline_lines(baseline)
         yield from _analysis_lines(analysis, inputs)
-        bench = make_bench(run, inputs, read_facts(run))
-        space = make_space(config, inputs, analysis, digest)
+        facts = read_facts(run)
+        bench = make_bench(run, inputs, facts)
+        if facts[SATURATES]:
+            yield f"note: {SATURATION}, so w8a8 is done as w7a8"
+        space = make_space(config, inputs, analysis, digest, facts)
         yield from _limit_lines(run, bench, space, config, baseline)
-        yield from _duration_lines(run, bench, space, config, float(read_facts(run)["baseline_s"]))
+        yield from _duration_lines(run, bench, space, config, float(facts["baseline_s"]))
 
 
 def _data_lines(data: TaskData) -> Iterator[str]:
@@ -75,7 +81,6 @@ def _baseline_lines(baseline: Measurement) -> Iterator[str]:
     yield (
         f"base: validation accuracy {baseline.validation.fraction:.2%} ({low:.2%} to {high:.2%}), "
         f"{baseline.size_bytes:,} bytes, {baseline.latency.latency_ms:.3g} ms"
-        f"{' (noisy machine)' if baseline.latency.noisy else ''}"
     )
 
 
@@ -156,7 +161,8 @@ def _limit_lines(
         plan = space.suggest_plan(PerLayer(_ExtremeOf(family)), 0)
         path = run.root / f"{family}.onnx"
         draft(bench, build_network(bench, plan), plan, path, StageClock())
-        latency = measure_latency(path, run.baseline / "model.onnx", bench.data, config.target)
+        usual_ms = usual_baseline_ms(baseline, ())
+        latency = measure_latency(path, run.baseline / "model.onnx", bench.data, config.target, usual_ms)
         measurement = measure_bytes(path, baseline.size_bytes).model_copy(update={"latency": latency})
         yield (
             f"smallest plan of family {family}: {measurement.size_bytes:,} bytes ({1 / measurement.size_ratio:.1f}x smaller), "
@@ -216,7 +222,8 @@ def _trial_seconds(run: RunFolder, bench: Bench, plan: Plan, config: StudyConfig
     parity(bench, path, deployable, short)
     split = bench.data.validation
     compare(bench.data, split, answers(bench, path, split, short), validation_answers(run))
-    measure_latency(path, run.baseline / "model.onnx", bench.data, config.target)
+    usual_ms = usual_baseline_ms(read_baseline(run), ())
+    measure_latency(path, run.baseline / "model.onnx", bench.data, config.target, usual_ms)
     whole = time.perf_counter() - started
     steps = max(1, short.training.steps)
     return whole + (clock.seconds["train"] + clock.seconds["teach"]) * (plan.training.steps - steps) / steps

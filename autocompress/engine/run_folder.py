@@ -7,7 +7,7 @@ import os
 import shutil
 import tomllib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from autocompress.candidate import Candidate, Measurement, State
 from autocompress.config import StudyConfig, load_study, to_toml
 from autocompress.errors import RunError
+from autocompress.file_lock import exclusive
 
 if TYPE_CHECKING:  # it needs torch, whose import takes longer than reading thousands of records
     import optuna
@@ -156,6 +157,14 @@ def record(run: RunFolder, candidate: Candidate) -> None:
         if candidate.measurement is not None:
             write_json(folder / "measurement.json", candidate.measurement)
     write_json(folder / "candidate.json", candidate)
+
+
+def amend(run: RunFolder, number: int, change: Callable[[Candidate], Candidate]) -> None:
+    """Rewrite a finished trial's record; what two processes change in it is both kept."""
+    with exclusive(run.root / "amend.lock"):
+        candidate = read_candidate(run, number)
+        assert candidate is not None
+        record(run, change(candidate))
 
 
 def read_candidate(run: RunFolder, number: int) -> Candidate | None:

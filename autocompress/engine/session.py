@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,9 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autocompress.analysis import Analysis
 from autocompress.candidate import Measurement
 from autocompress.config import StudyConfig
-from autocompress.engine.baseline import (
-    Inputs,
-)
+from autocompress.engine.baseline import SATURATES, Inputs
 from autocompress.engine.events import Watcher
 from autocompress.engine.run_folder import (
     RunFolder,
@@ -74,10 +72,14 @@ class Session:
         return min(1.0, max(by_time, by_trials))
 
 
-def make_space(config: StudyConfig, inputs: Inputs, analysis: Analysis, digest: str) -> Space:
-    """The decisions of a study over what was found in its base."""
+def make_space(config: StudyConfig, inputs: Inputs, analysis: Analysis, digest: str, facts: Mapping[str, Any]) -> Space:
+    """The decisions of a study over what was found in its base and of the machine that it began on."""
+    section, saturates = config.space, bool(facts.get(SATURATES))
+    if saturates:
+        exact = tuple(dict.fromkeys(p.without_saturation() for p in section.precision))
+        section = section.model_copy(update={"precision": exact})
     return Space(
-        section=config.space,
+        section=section,
         training=config.training,
         base=analysis,
         inputs=inputs.data.example_inputs(2),
@@ -85,6 +87,7 @@ def make_space(config: StudyConfig, inputs: Inputs, analysis: Analysis, digest: 
         seed=config.study.seed,
         axes=inputs.data.axes,
         model_space=inputs.space,
+        saturates=saturates,
     )
 
 

@@ -120,7 +120,10 @@ class PerStage:
 
 @dataclass(frozen=True)
 class Space:
-    """All a plan can decide in one study."""
+    """All a plan can decide in one study.
+
+    ``saturates`` says that the machine's integer kernels are not exact with 8-bit weights: ``section`` has none then.
+    """
 
     section: SpaceSection
     training: TrainingSection
@@ -130,6 +133,7 @@ class Space:
     seed: int
     axes: Axes = ()
     model_space: ModelSpace | None = None
+    saturates: bool = False
     _members: dict[str, tuple[tuple[Layer, ...], tuple[ChannelGroup, ...]]] = field(default_factory=dict)
 
     @property
@@ -300,7 +304,7 @@ def obvious_plans(space: Space, parametrisation: Callable[[Suggests], Draw]) -> 
     """What anyone would try first: nothing, plain int8, and uniform pruning with uniform bits."""
     section = space.section
     plans = []
-    for name, precision in (("uncompressed", Precision.FLOAT32), ("plain int8", plain_int8(section))):
+    for name, precision in (("uncompressed", Precision.FLOAT32), ("plain int8", plain_int8(section, space.saturates))):
         everywhere = {layer.name: precision.for_layer(layer.kind) for layer in space.base.layers}
         training = TrainingSpec(steps=0, start=space.base_digest)
         quantization = QuantizationSpec(precisions=everywhere)
@@ -324,10 +328,11 @@ def obvious_plans(space: Space, parametrisation: Callable[[Suggests], Draw]) -> 
     return plans
 
 
-def plain_int8(section: SpaceSection) -> Precision:
-    """8-bit weights and activations, in the way in which the study quantises activations."""
+def plain_int8(section: SpaceSection, saturates: bool = False) -> Precision:
+    """8-bit weights and activations, in the way in which the study quantises activations; 7-bit where 8 saturate."""
     dynamic = any(precision.dynamic for precision in section.precision)
-    return Precision.W8A8_DYNAMIC if dynamic else Precision.W8A8
+    plain = Precision.W8A8_DYNAMIC if dynamic else Precision.W8A8
+    return plain.without_saturation() if saturates else plain
 
 
 def _uniform_levels(section: SpaceSection) -> list[int]:

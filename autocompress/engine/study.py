@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
 
-from autocompress.candidate import Candidate, Origin, State
+from autocompress.candidate import Accuracy, Candidate, Origin, Score, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.config import StudyConfig
 from autocompress.engine.baseline import (
@@ -35,14 +35,15 @@ from autocompress.engine.pareto import front
 from autocompress.engine.recovery import recover
 from autocompress.engine.run_folder import (
     RunFolder,
+    amend,
     read_analysis,
     read_baseline,
     read_candidates,
     read_facts,
-    record,
 )
 from autocompress.engine.samplers import START_UP_TRIALS, parametrisation
 from autocompress.engine.session import Session, ask, enqueue, make_space, open_study, reach, running_trials
+from autocompress.engine.sittings import SecondSittings
 from autocompress.engine.space import PerLayer, obvious_plans
 from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import training_time_left_s, usual_overhead_s
@@ -97,8 +98,10 @@ def search(
         session.polish = polish
         recover(session)
         step = _engine(session)
+        sittings = SecondSittings(session)
         while step():
-            pass
+            sittings.take_()
+        sittings.take_()
         candidates = read_candidates(run)
         made = [c for c in candidates if not c.plan.changes_nothing]  # the baseline's file was there before
         if not any(c.state is State.COMPLETE for c in made or candidates):
@@ -132,7 +135,7 @@ def open_session(
             "give the --storage that the run began with"
         )
     bench = make_bench(run, inputs, facts)
-    space = make_space(config, inputs, read_analysis(run), digest)
+    space = make_space(config, inputs, read_analysis(run), digest, facts)
     return Session(
         config=config,
         run=run,
@@ -248,8 +251,12 @@ def measure_test(session: Session) -> None:
                 yardstick = test_answers(session.run, session.bench)
                 own = answers(session.bench, artifact, data.test, candidate.plan)
                 figures = {"test": compare(data, data.test, own, yardstick)}
-                measurement = candidate.measurement.model_copy(update=figures)
-                record(session.run, candidate.model_copy(update={"measurement": measurement}))
+                amend(session.run, candidate.trial, partial(_with_figures, figures))
+
+
+def _with_figures(figures: dict[str, Accuracy | Score], candidate: Candidate) -> Candidate:
+    assert candidate.measurement is not None
+    return candidate.model_copy(update={"measurement": candidate.measurement.model_copy(update=figures)})
 
 
 def failure_summary(candidates: Sequence[Candidate]) -> str:

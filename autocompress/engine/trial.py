@@ -20,10 +20,12 @@ from autocompress.engine.limits import TABLE_ERROR, describe_broken, latency_vio
 from autocompress.engine.recovery import settle
 from autocompress.engine.run_folder import (
     read_candidate,
+    read_candidates,
     record,
 )
 from autocompress.engine.samplers import parametrisation
 from autocompress.engine.session import Session
+from autocompress.engine.sittings import usual_baseline_ms
 from autocompress.engine.space import PerLayer, PerStage
 from autocompress.engine.tell import tell
 from autocompress.errors import TrialFailed, first_line
@@ -226,7 +228,8 @@ def _measure_file(session: Session, path: Path, clock: StageClock, timed: bool) 
         return measurement
     with clock.stage("time"):
         baseline = session.run.baseline / "model.onnx"
-        latency = measure_latency(path, baseline, session.bench.data, session.config.target)
+        usual_ms = usual_baseline_ms(session.baseline, read_candidates(session.run))
+        latency = measure_latency(path, baseline, session.bench.data, session.config.target, usual_ms)
     return measurement.model_copy(update={"latency": latency})
 
 

@@ -51,7 +51,7 @@ DECISIONS: dict[str, Callable[[Candidate], bool]] = {
     "channels pruned": lambda c: any(c.plan.pruning.ratios.values()),
     "pruning ratio differs between groups": _ratios_differ,
     "8-bit activations (integer kernels)": lambda c: any(p.integer_activations for p in _precisions(c)),
-    "weights below 8 bits": lambda c: any((p.weight_bits or 32) < 8 for p in _precisions(c)),
+    "weights below 8 bits": lambda c: any(p.stored_bits < 8 for p in _precisions(c)),
     "precision differs between layers": lambda c: len(set(_precisions(c))) > 1,
     "distillation (alpha > 0)": lambda c: c.plan.training.steps > 0 and c.plan.distillation.alpha > 0,
     "hint loss": lambda c: c.plan.training.steps > 0 and c.plan.distillation.hint_weight > 0,

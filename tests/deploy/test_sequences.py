@@ -14,6 +14,7 @@ import torch.fx
 import torch.nn.functional as F
 from graphs import folded
 from onnx import numpy_helper
+from processors import EIGHT_BITS, EIGHT_BITS_DYNAMIC
 from torch import Tensor, nn
 
 from autocompress.compression.quantization import (
@@ -95,7 +96,7 @@ def make(path: Path, precision: Precision, other_way_round: bool = False) -> Mad
 
 
 PRECISIONS = [
-    Precision.FLOAT32, Precision.W8A8, Precision.W8A8_DYNAMIC, Precision.W4A8_DYNAMIC, Precision.W3A8, Precision.W4,
+    Precision.FLOAT32, EIGHT_BITS, EIGHT_BITS_DYNAMIC, Precision.W4A8_DYNAMIC, Precision.W3A8, Precision.W4,
     Precision.W8,
 ]  # fmt: skip
 
@@ -139,9 +140,7 @@ def test_it_runs_with_another_batch_size_and_length(made: Made, rows: int, lengt
     agree(made, found, expected)
 
 
-@pytest.mark.parametrize(
-    "precision", [Precision.FLOAT32, Precision.W4, Precision.W4A8_DYNAMIC, Precision.W8A8], ids=str
-)
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.W4, Precision.W4A8_DYNAMIC, EIGHT_BITS], ids=str)
 def test_weights_that_lie_the_other_way_round_answer_alike(precision: Precision, tmp_path: Path) -> None:
     made = make(tmp_path / "model.onnx", precision, other_way_round=True)
     assert made.precisions["up"] is precision

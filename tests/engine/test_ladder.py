@@ -23,10 +23,10 @@ from searches import (
     MODEL_SPACE,
     NETWORKS,
     copied,
+    lasting,
     searching,
     short_sittings,
     start,
-    untested,
     wait_until,
     with_replaced,
     write_and_load,
@@ -462,9 +462,9 @@ def test_a_death_while_a_family_joins_does_not_keep_it_out(moment: str, prepared
 
 def goes_on_to_the_end(run: RunFolder, config: StudyConfig, known: Sequence[Candidate]) -> None:
     search(config, run.root, Bounded())
-    found = {c.trial: untested(c) for c in check_whole(run, config)}
+    found = {c.trial: lasting(c) for c in check_whole(run, config)}
     assert len([c for c in found.values() if c.state is not State.ESTIMATED]) == config.study.trials
-    assert all(found[c.trial] == untested(c) for c in known)
+    assert all(found[c.trial] == lasting(c) for c in known)
 
 
 PLACES = [
@@ -500,7 +500,7 @@ def test_a_search_killed_at_random_moments_loses_and_repeats_nothing(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         for c in read_candidates(run):
-            assert known.setdefault(c.trial, untested(c)) == untested(c)
+            assert known.setdefault(c.trial, lasting(c)) == lasting(c)
     goes_on_to_the_end(run, config, list(known.values()))
 
 

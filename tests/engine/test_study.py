@@ -21,15 +21,16 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from processors import EIGHT_BITS
 from safetensors.torch import load_file
 from searches import (
     HEAD,
     MODEL_SPACE,
     copied,
+    finish_in_own_process,
+    lasting,
     searching,
     short_sittings,
-    start,
-    untested,
     wait_until,
     with_replaced,
     write_and_load,
@@ -69,7 +70,7 @@ sparsity = [0.0, 0.5]
 [target]
 training_threads = 1
 """
-OBVIOUS = ["uncompressed", "plain int8", "uniform w8a8, 50% pruned", "uniform w4a8, 50% pruned"]
+OBVIOUS = ["uncompressed", "plain int8", f"uniform {EIGHT_BITS}, 50% pruned", "uniform w4a8, 50% pruned"]
 
 
 def study(folder: Path, trials: int, **replaced: str) -> StudyConfig:
@@ -88,6 +89,10 @@ class Notes(Silent):
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def baseline(self, measurement: Measurement, analysis: Analysis) -> None:
         self.events.append(("baseline", analysis.layers))
@@ -161,7 +166,7 @@ def test_obvious_plans_come_first_and_are_marked(finished: tuple[RunFolder, Stud
     assert [c.name for c in candidates[:4]] == OBVIOUS
     assert [c.origin for c in candidates[:4]] == [Origin.ENQUEUED] * 4
     assert Origin.ENQUEUED not in [c.origin for c in candidates[4:]]
-    assert {str(p) for p in candidates[1].plan.quantization.precisions.values()} == {"w8a8"}
+    assert {str(p) for p in candidates[1].plan.quantization.precisions.values()} == {str(EIGHT_BITS)}
     uncompressed = candidates[0].measurement
     assert uncompressed is not None and uncompressed.size_ratio == 1.0
     assert uncompressed.validation is not None and (uncompressed.validation.lost, uncompressed.validation.gained) == (
@@ -254,7 +259,7 @@ def test_a_trial_can_be_replayed_from_its_plan_file(
 
 
 def test_optuna_was_told_what_is_recorded(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
-    run, config, _ = finished
+    run, config, watcher = finished
     trials = {trial.number: trial for trial in optuna_trials(run, config)}
     for c in read_candidates(run):
         trial = trials[c.trial]
@@ -262,6 +267,8 @@ def test_optuna_was_told_what_is_recorded(finished: tuple[RunFolder, StudyConfig
             assert trial.state is TrialState.PRUNED  # outside of the space of the samplers
         else:
             drop, size, latency = objective_vector(c.measurement)
+            if any(note.startswith(f"timed trial {c.trial} again") for note in watcher.notes):
+                latency = trial.values[2]  # it keeps the figure that it was told
             assert trial.values == pytest.approx([min(drop, WORST_DROP_POINTS), size, latency])
             assert trial.params
 
@@ -301,7 +308,7 @@ def test_resuming_with_a_larger_total_adds_the_difference(
     before, config, watcher = read_candidates(again), study(tmp_path, 9), Notes()
     search(config, again.root, watcher)
     after = check_whole(again, config)
-    assert [untested(c) for c in after[:7]] == [untested(c) for c in before]
+    assert [lasting(c) for c in after[:7]] == [lasting(c) for c in before]
     assert [what for kind, what in watcher.events if kind == "started"] == [7, 8]
     assert after[7].started_s >= before[6].finished_s
     sampled = [c.plan.model_copy(update={"seed": 0}).model_dump_json() for c in after if c.origin is Origin.SAMPLED]
@@ -309,7 +316,7 @@ def test_resuming_with_a_larger_total_adds_the_difference(
     nothing_left = Notes()
     search(config, again.root, nothing_left)
     assert [kind for kind, _ in nothing_left.events] == ["baseline"]
-    assert read_candidates(again) == after
+    assert [lasting(c) for c in read_candidates(again)] == [lasting(c) for c in after]
 
 
 def test_a_run_of_another_study_is_not_touched(finished: tuple[RunFolder, StudyConfig, Notes], tmp_path: Path) -> None:
@@ -356,13 +363,6 @@ def test_an_interrupted_trial_is_put_back(prepared: RunFolder, tmp_path: Path) -
 # Processes
 
 
-def finish_in_own_process(folder: Path, run: RunFolder, trials: int, *kill: str) -> int:
-    process = start(folder, run, trials, *kill)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode
-
-
 def test_two_processes_do_the_total_between_them(prepared: RunFolder, tmp_path: Path) -> None:
     config = study(tmp_path, 6)
     run = copied(prepared, tmp_path / "run", config)
@@ -391,10 +391,10 @@ def kill_repeatedly(run: RunFolder, folder: Path, config: StudyConfig, kills: in
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         for c in read_candidates(run):
-            assert known.setdefault(c.trial, untested(c)) == untested(c)
+            assert known.setdefault(c.trial, lasting(c)) == lasting(c)
     assert finish_in_own_process(folder, run, config.study.trials or 0) == 0
     candidates = check_whole(run, config)
-    found = {c.trial: untested(c) for c in candidates}
+    found = {c.trial: lasting(c) for c in candidates}
     assert all(found[trial] == c for trial, c in known.items())
 
 
@@ -442,8 +442,8 @@ def test_a_death_between_any_two_steps_loses_nothing(place: str, prepared: RunFo
     second = finish_in_own_process(tmp_path, run, 5, "recovery:_put_back:1:after")
     assert second == 0 or place not in ("trial:record:3:after", "trial:tell:2:before")
     search(config, run.root, Silent())
-    found = {c.trial: untested(c) for c in check_whole(run, config)}
-    assert all(found[c.trial] == untested(c) for c in known)
+    found = {c.trial: lasting(c) for c in check_whole(run, config)}
+    assert all(found[c.trial] == lasting(c) for c in known)
 
 
 # Samplers, modes and families
