@@ -90,7 +90,7 @@ class Score(_Record):
 class Latency(_Record):
     """Timing of a file, interleaved with the baseline in one sitting, in a process without torch.
 
-    All but ``p90_ms`` are medians over the sitting's quiet pairs of blocks (:mod:`autocompress.deploy.timing`).
+    All but ``p90_ms`` are of the sitting's quiet pairs of blocks (:mod:`autocompress.deploy.timing`).
     """
 
     latency_ms: float
@@ -99,7 +99,7 @@ class Latency(_Record):
     ratio: float = Field(description="candidate time / baseline time within a pair")
     ratio_low: float
     ratio_high: float
-    noisy: bool = Field(default=False, description="the baseline was slowed down, by the run's other sittings")
+    noisy: bool = Field(default=False, description="the baseline was slower than in the run's sittings before")
 
 
 class Parity(_Record):

@@ -48,7 +48,9 @@ class Precision(StrEnum):
     @property
     def stored_bits(self) -> int:
         """Bits that a weight takes in a file."""
-        return {None: 32, 7: 8}.get(self.weight_bits, self.weight_bits or 32)
+        if self.weight_bits is None:
+            return 32
+        return 8 if self.weight_bits == 7 else self.weight_bits
 
     @property
     def integer_activations(self) -> bool:

@@ -32,8 +32,9 @@ from autocompress.candidate import Latency
 from autocompress.config import StudyConfig, load_study
 from autocompress.deploy.latency_table import Features, LatencyTable, fit_correction
 from autocompress.engine.baseline import Inputs, load_inputs, make_bench, measure_latency, restore_base
-from autocompress.engine.run_folder import RunFolder, open_run, read_analysis, read_facts
+from autocompress.engine.run_folder import RunFolder, open_run, read_analysis, read_baseline, read_facts
 from autocompress.engine.session import make_space
+from autocompress.engine.sittings import usual_baseline_ms
 from autocompress.engine.space import PerLayer, Space
 from autocompress.operators import Operator, from_json, operators
 from autocompress.pipeline import Bench, build_network, deployable_of, draft, trace_network
@@ -90,7 +91,8 @@ class Workplace:
     def time(self, number: int) -> Latency:
         """One sitting of the plan's file against the baseline."""
         candidate, baseline = self.folder / f"{number}.onnx", self.run.baseline / "model.onnx"
-        return measure_latency(candidate, baseline, self.inputs.data, self.config.target)
+        usual_ms = usual_baseline_ms(read_baseline(self.run), ())
+        return measure_latency(candidate, baseline, self.inputs.data, self.config.target, usual_ms)
 
 
 def open_workplace(data: str, run: RunFolder, folder: Path) -> Workplace:

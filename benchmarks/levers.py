@@ -62,7 +62,7 @@ def solver_pairs(ladder: Ladder, arguments: argparse.Namespace) -> Iterator[Call
 
         def measure(plan: Plan = plan, number: int = number) -> Entry:
             _, asked, _ = beyond(ladder, plan)
-            bits = sum(width * share for width, share in ladder.predictor.shares_of_bits(plan).items())
+            bits = ladder.predictor.mean_stored_bits(plan)
             found = ladder.guide.base_plan(
                 Targets(1 / asked.latency_ratio, 1 / asked.size_ratio, bits), DistillationSpec(), number
             )

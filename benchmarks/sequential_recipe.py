@@ -44,6 +44,7 @@ from autocompress.engine.run_folder import (
     read_facts,
 )
 from autocompress.engine.samplers import make_sampler
+from autocompress.engine.second_sittings import SecondSittings
 from autocompress.engine.session import Session, make_space
 from autocompress.engine.space import Draw, PerLayer, Space, obvious_plans, plain_int8
 from autocompress.engine.step_time import affordable_steps
@@ -183,11 +184,13 @@ def sequential_search(config: StudyConfig, root: Path, watcher: Watcher, inputs:
         session = _open(config, run, inputs, watcher, worker)
         watcher.baseline(session.baseline, read_analysis(run))
         found: list[Candidate] = []
+        sittings = SecondSittings(session)  # by the limits of the study, whatever a part keeps to
         for make_part in (_architecture_part, _bits_part, _distillation_part):
             part = make_part(session, found)
             if part is None:  # no time was left to make anything that could go on
                 break
-            found += _carry_out(part)
+            found += _carry_out(part, sittings)
+        sittings.take_()
     return run
 
 
@@ -382,13 +385,14 @@ def _seconds_per_step(session: Session, parent: Candidate) -> float:
 # Any part
 
 
-def _carry_out(part: Part) -> list[Candidate]:
+def _carry_out(part: Part, sittings: SecondSittings) -> list[Candidate]:
     """Do a part's trials while it has time; returns its candidates, those of earlier sessions included."""
     recover(part.session)
     if not part.is_over():
         _enqueue(part)
     while not part.is_over() and part.has_time(_own_candidates(part)):
         _one_trial(part)
+        sittings.take_()
     return _own_candidates(part)
 
 

@@ -7,7 +7,7 @@ runs of some milliseconds alternate (AB BA AB ...), and the ratio is taken withi
 What shares the machine does not slow two files down alike: one that fits into the core's own cache may take as
 long as ever while a large one takes a third longer, or the other way round. So pairs are not enough, and what
 counts are the quiet pairs, those in which both files ran fastest (interference only ever adds time; Chen and
-Revels 2016). A sitting goes on while the baseline takes longer in them than it is known to take.
+Revels 2016). A sitting goes on while the baseline takes longer in them than it usually does.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Sitting:
     def quiet(self) -> Sitting:
         """The fastest quarter of the pairs, at least 6 and at most 24, by the product of both blocks' medians.
 
-        The product, because to choose by either file alone would favour it in the ratio.
+        The product, because to choose by either file alone would favour it in the ratio. Files that take 100 ms have
+        six pairs or few more, of which none is left out.
         """
         together = np.median(self.candidate, axis=1) * np.median(self.baseline, axis=1)
         count = max(_LEAST_PAIRS, min(_MOST_QUIET_PAIRS, int(_QUIET_SHARE * len(together))))

@@ -162,7 +162,8 @@ def first_plans(ladder: Ladder, family: str) -> list[NamedPlan]:
     """What is estimated first of a family: the front of an earlier run, and the solver's own."""
     path = ladder.shared.folder / "taken_from.json"
     taken = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    known = [NamedPlan(entry["name"], Plan.model_validate(entry["plan"]), None) for entry in taken]
+    exact = ladder.session.space.exact
+    known = [NamedPlan(entry["name"], exact(Plan.model_validate(entry["plan"])), None) for entry in taken]
     own = [n for n in known if n.plan.architecture.family == family]
     return [*own, *solver_plans(ladder.guide, family, ladder.session.config.study.timeout_s)]
 

@@ -85,7 +85,7 @@ def _smaller(plan: Plan, guide: Guide) -> Iterator[Plan]:
 
 def _smaller_bases(plan: Plan, guide: Guide) -> Iterator[Plan]:
     own = _latency_ratio(plan, guide)
-    bits = sum(width * share for width, share in guide.predictor.shares_of_bits(plan).items())
+    bits = guide.predictor.mean_stored_bits(plan)
     for faster in FASTER:
         targets = Targets(faster / own, faster / guide.predictor.size_ratio(plan), bits)
         yield guide.base_plan(targets, plan.distillation, plan.seed, within=plan)

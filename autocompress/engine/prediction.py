@@ -85,12 +85,21 @@ class Predictor:
     def shares_of_bits(self, plan: Plan) -> dict[int, float]:
         """Share of the plan's weights by their bits; float weights have 32."""
         weights: Counter[int] = Counter()
-        for operator in (o for o in self.operators(plan) if o.layer):
-            precision = plan.quantization.precisions.get(operator.layer)
-            bits = precision.weight_bits if precision is not None else None
-            weights[bits or 32] += math.prod(operator.weight)
+        for precision, count in self._weights_by_precision(plan).items():
+            weights[precision.weight_bits or 32] += count
         total = weights.total()
         return {bits: count / total for bits, count in weights.items()}
+
+    def mean_stored_bits(self, plan: Plan) -> float:
+        """Bits that a weight of the plan takes in its file."""
+        weights = self._weights_by_precision(plan)
+        return sum(precision.stored_bits * count for precision, count in weights.items()) / weights.total()
+
+    def _weights_by_precision(self, plan: Plan) -> Counter[Precision]:
+        weights: Counter[Precision] = Counter()
+        for operator in (o for o in self.operators(plan) if o.layer):
+            weights[plan.quantization.precisions.get(operator.layer, Precision.FLOAT32)] += math.prod(operator.weight)
+        return weights
 
     def run_ratio(self) -> float:
         """The fixed part of :meth:`latency_ratio`."""

@@ -160,11 +160,13 @@ def record(run: RunFolder, candidate: Candidate) -> None:
 
 
 def amend(run: RunFolder, number: int, change: Callable[[Candidate], Candidate]) -> None:
-    """Rewrite a finished trial's record; what two processes change in it is both kept."""
+    """Rewrite a finished trial's record by what it is now, so that nothing is lost that another process changes in it."""
     with exclusive(run.root / "amend.lock"):
         candidate = read_candidate(run, number)
         assert candidate is not None
-        record(run, change(candidate))
+        changed = change(candidate)
+        if changed is not candidate:
+            record(run, changed)
 
 
 def read_candidate(run: RunFolder, number: int) -> Candidate | None:

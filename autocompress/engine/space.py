@@ -136,6 +136,14 @@ class Space:
     saturates: bool = False
     _members: dict[str, tuple[tuple[Layer, ...], tuple[ChannelGroup, ...]]] = field(default_factory=dict)
 
+    def exact(self, plan: Plan) -> Plan:
+        """A plan of another run, without what saturates here."""
+        own = plan.quantization.precisions
+        if not self.saturates or all(p.without_saturation() is p for p in own.values()):
+            return plan
+        exact = {name: p.without_saturation() for name, p in own.items()}
+        return plan.model_copy(update={"quantization": QuantizationSpec(precisions=exact)})
+
     @property
     def stage_kinds(self) -> tuple[str, ...]:
         """Kinds of decisions that :meth:`suggest_plan` draws by level."""

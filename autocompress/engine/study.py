@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from autocompress.candidate import Accuracy, Candidate, Origin, Score, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.config import StudyConfig
+from autocompress.deploy.saturation import SATURATION, saturates
 from autocompress.engine.baseline import (
+    SATURATES,
     Inputs,
     ensure_run,
     load_inputs,
@@ -42,8 +44,8 @@ from autocompress.engine.run_folder import (
     read_facts,
 )
 from autocompress.engine.samplers import START_UP_TRIALS, parametrisation
+from autocompress.engine.second_sittings import SecondSittings
 from autocompress.engine.session import Session, ask, enqueue, make_space, open_study, reach, running_trials
-from autocompress.engine.sittings import SecondSittings
 from autocompress.engine.space import PerLayer, obvious_plans
 from autocompress.engine.step_time import affordable_steps
 from autocompress.engine.time_left import training_time_left_s, usual_overhead_s
@@ -103,6 +105,11 @@ def search(
             sittings.take_()
         sittings.take_()
         candidates = read_candidates(run)
+        if not candidates:
+            raise StudyFailed(
+                f"a study needs time for a trial; the baseline alone took {session.elapsed_s():.0f} s; "
+                "call the search again with a longer --timeout: it goes on from there"
+            )
         made = [c for c in candidates if not c.plan.changes_nothing]  # the baseline's file was there before
         if not any(c.state is State.COMPLETE for c in made or candidates):
             raise StudyFailed(failure_summary(made))
@@ -127,6 +134,8 @@ def open_session(
     """
     digest = restore_base(run, inputs)
     facts = read_facts(run)
+    if saturates() and not facts.get(SATURATES):
+        watcher.note(f"{SATURATION}; this run began without a regard for it: its files with w8a8 may fail parity")
     study = open_study(run, config, storage)
     finished = [c.finished_s for c in read_candidates(run)]
     if finished and not study.get_trials(deepcopy=False):

@@ -14,7 +14,9 @@ import pandas as pd
 
 from autocompress.candidate import Accuracy, Candidate, Estimate, Latency, Measurement, Score, State
 from autocompress.config import ObjectiveSection
+from autocompress.deploy.timing import is_slowed
 from autocompress.engine import pareto
+from autocompress.engine.sittings import usual_baseline_ms
 from autocompress.plan import Plan
 
 _SPLITS = {"val": "validation", "test": "test"}
@@ -59,12 +61,13 @@ def candidates_frame(
     anything was trained).
     """
     members = {candidate.trial for candidate in pareto.front(candidates)}
+    usual_ms = usual_baseline_ms(baseline, candidates)
     ordered = sorted(candidates, key=lambda candidate: candidate.trial)
     rows = [
         {
             **_record_columns(candidate),
             "on_front": candidate.trial in members,
-            **_measurement_columns(candidate.measurement, baseline, objective),
+            **_measurement_columns(candidate.measurement, baseline, objective, usual_ms),
             **_estimate_columns(candidate.estimate),
         }
         for candidate in ordered
@@ -127,14 +130,14 @@ def _record_columns(candidate: Candidate) -> dict[str, Any]:
 
 
 def _measurement_columns(
-    measurement: Measurement | None, baseline: Measurement, objective: ObjectiveSection
+    measurement: Measurement | None, baseline: Measurement, objective: ObjectiveSection, usual_ms: float
 ) -> dict[str, Any]:
     if measurement is None:
         return {"noisy": False}
     in_full = measurement.validation is not None and measurement.latency is not None
     return {
         **_size_columns(measurement, baseline),
-        **_latency_columns(measurement.latency),
+        **_latency_columns(measurement.latency, usual_ms),
         **_accuracy_columns("val", measurement.validation),
         **_accuracy_columns("test", measurement.test),
         "h": pareto.scalar_objective(measurement, objective) if in_full else None,
@@ -151,10 +154,13 @@ def _size_columns(measurement: Measurement, baseline: Measurement) -> dict[str, 
     }
 
 
-def _latency_columns(latency: Latency | None) -> dict[str, Any]:
+def _latency_columns(latency: Latency | None, usual_ms: float) -> dict[str, Any]:
     if latency is None:
         return {"noisy": False}
-    return {"noisy": latency.noisy} | {name: column(latency) for name, column in _LATENCY_COLUMNS.items()}
+    # by all sittings of the run, not by those that had been when it was timed
+    return {"noisy": is_slowed(latency.baseline_ms, usual_ms)} | {
+        name: column(latency) for name, column in _LATENCY_COLUMNS.items()
+    }
 
 
 def _accuracy_columns(split: str, accuracy: Accuracy | Score | None) -> dict[str, float]:

@@ -95,6 +95,16 @@ def layers(predictor: Predictor, plan: Plan) -> list[Operator]:
 # Operators
 
 
+def test_bits_are_those_of_the_grid_or_those_of_the_file(each: Guide) -> None:
+    every = {layer.name: Precision.W7A8_DYNAMIC.for_layer(layer.kind) for layer in each.analysis.layers}
+    plan = Plan(quantization=QuantizationSpec(precisions=every))
+    shares = each.predictor.shares_of_bits(plan)
+    assert shares.keys() <= {7, 8, 32} and sum(shares.values()) == pytest.approx(1)
+    assert each.predictor.mean_stored_bits(plan) == pytest.approx(
+        8 * (shares.get(7, 0) + shares.get(8, 0)) + 32 * shares.get(32, 0)
+    )
+
+
 def test_layers_of_a_plan_are_those_of_its_network(each: Guide) -> None:
     for plan in random_plans(each.analysis, each.space.section.precision, 6):
         expected = {operator.layer: operator for operator in traced_layers(each.predictor, plan)}

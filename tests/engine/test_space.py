@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -275,6 +276,18 @@ def test_obvious_plans_are_what_their_names_say(parametrisation: Any, space: Spa
             assert plan.distillation.alpha == 0.7 and plan.distillation.temperature == 4.0
         assert (plan.training.steps == 0) is (each.params is None)
         assert build_network(resnet_bench, plan)(*resnet_bench.data.example_inputs(2)).shape == (2, 10)
+
+
+def test_where_integer_kernels_saturate_nothing_has_8_bits_there(space: Space) -> None:
+    exact = replace(space, saturates=True)
+    plain = next(named.plan for named in obvious_plans(exact, PerLayer) if named.name == "plain int8")
+    assert set(plain.quantization.precisions.values()) == {Precision.W7A8}
+    for plan, _ in draw_plans(space, PerLayer, 10):
+        found = exact.exact(plan).quantization.precisions
+        for name, before in plan.quantization.precisions.items():
+            assert found[name] is (Precision.W7A8 if before is Precision.W8A8 else before)
+        assert exact.exact(plan).model_copy(update={"quantization": plan.quantization}) == plan
+        assert space.exact(plan) is plan
 
 
 @both

@@ -39,16 +39,17 @@ from searches import (
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Measurement, Origin, State
 from autocompress.config import StudyConfig, load_study
-from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
+from autocompress.engine.baseline import SATURATES, ensure_run, load_inputs, make_bench, restore_base
 from autocompress.engine.events import Silent
 from autocompress.engine.pareto import front, objective_vector, scalar_objective
 from autocompress.engine.run_folder import (
     RunFolder,
+    read_analysis,
     read_baseline,
     read_candidates,
     read_facts,
 )
-from autocompress.engine.session import open_study
+from autocompress.engine.session import make_space, open_study
 from autocompress.engine.study import failure_summary, search
 from autocompress.engine.tell import WORST_DROP_POINTS
 from autocompress.errors import ModelError, RunError, StudyFailed, UserError
@@ -173,6 +174,16 @@ def test_obvious_plans_come_first_and_are_marked(finished: tuple[RunFolder, Stud
         0,
         0,
     )
+
+
+@pytest.mark.parametrize(("facts", "eight"), [({SATURATES: True}, "w7a8"), ({SATURATES: False}, "w8a8"), ({}, "w8a8")])
+def test_a_run_keeps_the_bits_that_it_began_with(
+    facts: dict[str, bool], eight: str, prepared: RunFolder, tmp_path: Path
+) -> None:
+    config = study(tmp_path, 1)
+    space = make_space(config, load_inputs(config), read_analysis(prepared), "d" * 64, facts)
+    assert space.section.precision == (eight, "w4a8")
+    assert space.saturates is (eight == "w7a8")
 
 
 def test_the_front_equals_brute_force(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:
