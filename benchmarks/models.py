@@ -26,6 +26,7 @@ from autocompress.analysis import Analysis, analyse
 from autocompress.compression.distillation import Acceleration, Teacher
 from autocompress.config import SpaceSection, TargetSection, TrainingSection
 from autocompress.deploy.measure import measure_bytes
+from autocompress.deploy.saturation import saturates
 from autocompress.engine.baseline import measure_latency
 from autocompress.engine.space import PerLayer, Space
 from autocompress.errors import AutocompressError, first_line
@@ -100,11 +101,12 @@ def finish_plan(bench: Bench, plan: Plan, path: Path) -> Any:
 
 def draw_plan(bench: Bench, analysis: Analysis, seed: int) -> Plan:
     """The first of some random plans that removes enough parameters; else the one that removes most."""
-    space = Space(SECTION, TRAINING, analysis, bench.data.example_inputs(2), "", seed, bench.data.axes)
+    inputs, axes = bench.data.example_inputs(2), bench.data.axes
+    space = Space(SECTION, TRAINING, analysis, inputs, "", seed, axes, saturates=saturates())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     best: tuple[float, Plan] | None = None
     for number in range(DRAWS):
-        plan = space.suggest_plan(PerLayer(study.ask()), number)
+        plan = space.exact(space.suggest_plan(PerLayer(study.ask()), number))
         plan = plan.model_copy(update={"training": TrainingSpec(steps=STEPS)})
         removed = 1 - parameter_count(build_network(bench, plan)) / analysis.parameters
         if best is None or removed > best[0]:

@@ -137,7 +137,7 @@ class Space:
     _members: dict[str, tuple[tuple[Layer, ...], tuple[ChannelGroup, ...]]] = field(default_factory=dict)
 
     def exact(self, plan: Plan) -> Plan:
-        """A plan of another run, without what saturates here."""
+        """A plan that was not drawn from this space, without what saturates here."""
         own = plan.quantization.precisions
         if not self.saturates or all(p.without_saturation() is p for p in own.values()):
             return plan

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from processors import EIGHT_BITS
 from searches import HEAD
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement, Origin, State
@@ -350,7 +351,7 @@ def test_the_recipe_makes_candidates_of_all_three_parts(tiny_config: StudyConfig
     assert max(c.finished_s for c in candidates) <= 26.0
     by_trial = {c.trial: c for c in candidates}
     for candidate in architectures:
-        assert set(candidate.plan.quantization.precisions.values()) <= {Precision.W8A8, Precision.FLOAT32}
+        assert set(candidate.plan.quantization.precisions.values()) <= {EIGHT_BITS, Precision.FLOAT32}
     for candidate in of_bits:
         parent = by_trial[candidate.parent or 0].plan
         assert candidate.plan.architecture == parent.architecture and candidate.plan.pruning == parent.pruning
