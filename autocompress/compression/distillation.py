@@ -117,15 +117,30 @@ def mark_features_(traced: torch.fx.GraphModule, classifier: str | None) -> None
             return
 
 
+Table = Callable[[int, tuple[int, int]], Tensor]
+"""(view, shape) -> what is known of its answers: float16, a row for each example, not a number where it is unknown."""
+
+
+def unknown(view: int, shape: tuple[int, int]) -> Tensor:
+    """A table of nothing known, in memory."""
+    return torch.full(shape, math.nan, dtype=torch.float16)
+
+
+def _missing(answers: Tensor) -> Tensor:
+    """Rows, (n,), that are not wholly known: another process may be writing one."""
+    return answers.isnan().any(dim=1)
+
+
 class Teacher:
     """The base's logits and features for (example, augmented view), computed once and remembered.
 
     Views are fixed functions of the example, so after the first trials the teacher costs nothing. Where
-    the table would be larger than ``CACHE_LIMIT_BYTES`` every batch runs the teacher again. What its ``points``
+    the tables would be larger than ``CACHE_LIMIT_BYTES`` every batch runs the teacher again. What its ``points``
     put out is too much to remember: a training that asks for it runs the teacher too.
 
     Attributes:
         seconds: that answers which are remembered have taken.
+        remembers: whether a view costs the teacher's time only once.
     """
 
     def __init__(
@@ -136,8 +151,13 @@ class Teacher:
         acceleration: Acceleration,
         points: Points | None = None,
         fast: nn.Module | None = None,
+        table: Table = unknown,
     ) -> None:
-        """``fast`` answers in the model's place: the same function, in a form without points that takes less time."""
+        """
+        Args:
+            fast: answers in the model's place: the same function, in a form without points that takes less time.
+            table: where the answers to a view are remembered; asked for when the view is first asked about.
+        """
         self._data, self._acceleration = data, acceleration
         self.seconds, self._answers = 0.0, 0
         # the base itself stays where it is: students are copied from it
@@ -151,28 +171,24 @@ class Teacher:
         self._output_shape = logits.shape[1:]
         self._width = logits[0].numel()
         self.feature_width = features.shape[1]
-        rows, width = len(data.train), self._width + self.feature_width
-        fits = views * rows * width * 2 <= CACHE_LIMIT_BYTES
-        self._table = torch.full((views, rows, width), math.nan, dtype=torch.float16) if fits else None
-
-    @property
-    def remembers(self) -> bool:
-        """Whether a view costs the teacher's time only once."""
-        return self._table is not None
+        self._shape = len(data.train), self._width + self.feature_width
+        self.remembers = views * math.prod(self._shape) * torch.float16.itemsize <= CACHE_LIMIT_BYTES
+        self._new_table, self._tables = table, dict[int, Tensor]()
 
     def expected_seconds(self, views: int, examples: int) -> float:
         """What a training on so many examples in the first ``views`` views waits for answers that are not known yet."""
-        if self._table is None or not self._answers:
+        if not self.remembers or not self._answers:
             return 0.0
-        missing = int(self._table[:views, :, 0].isnan().sum())
+        missing = sum(int(_missing(self._table(view)).sum()) for view in range(views))
         return min(missing, examples) * self.seconds / self._answers
 
     def outputs(self, indices: Tensor, view: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Outputs (batch, ...) and features (batch, width) in float32 for the given train rows."""
-        if self._table is None:
+        if not self.remembers:
             return self._run(inputs)
-        known = self._table[view, indices]
-        missing = known[:, 0].isnan()
+        table = self._table(view)
+        known = table[indices]
+        missing = _missing(known)
         if missing.any():
             began = time.perf_counter()
             rows = tuple(x[missing] for x in inputs)
@@ -182,11 +198,16 @@ class Teacher:
             logits, features = self._run(rows)
             fresh = torch.cat([logits.reshape(len(logits), -1), features], dim=1)[: int(missing.sum())].cpu()
             known[missing] = fresh.to(known.dtype)
-            self._table[view, indices[missing]] = fresh.to(known.dtype)
+            table[indices[missing]] = fresh.to(known.dtype)
             self._answers += len(fresh)
             self.seconds += time.perf_counter() - began
         known = known.float()
         return known[:, : self._width].reshape(-1, *self._output_shape), known[:, self._width :]
+
+    def _table(self, view: int) -> Tensor:
+        if view not in self._tables:
+            self._tables[view] = self._new_table(view, self._shape)
+        return self._tables[view]
 
     def inside(self, inputs: tuple[Tensor, ...]) -> Captured:
         """What the teacher's points put out."""

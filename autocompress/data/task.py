@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -71,6 +72,14 @@ class TaskData:
     def axes(self) -> tuple[Mapping[int, str], ...]:
         """The free axes of each input, in order."""
         return tuple(self.free_axes.get(name, {}) for name in self.input_names)
+
+    @cached_property
+    def train_digest(self) -> str:
+        """SHA-256 of the train examples and their labels."""
+        digest = hashlib.sha256()
+        for tensor in (*self.train.inputs, self.train.labels):
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def train_lengths(self) -> Tensor | None:

@@ -38,6 +38,7 @@ from autocompress.deploy.processor import decisive_instruction_sets, processor_m
 from autocompress.deploy.saturation import SATURATION, saturates
 from autocompress.deploy.timing import time_latency
 from autocompress.engine.events import Watcher
+from autocompress.engine.kept_answers import answers_folder, kept_answers
 from autocompress.engine.run_folder import (
     RunFolder,
     belongs,
@@ -315,14 +316,8 @@ def _training_digest(inputs: Inputs) -> str:
     settings: list[Any] = [config.task.loss, config.baseline.model_dump(), training, config.study.seed]
     settings += [config.data.augment, config.data.augment_padding, config.data.mean, config.data.std]
     digest.update(repr(settings).encode())
-    hash_train_split_(digest, inputs.data)
+    digest.update(inputs.data.train_digest.encode())
     return digest.hexdigest()[:32]
-
-
-def hash_train_split_(digest: hashlib._Hash, data: TaskData) -> None:
-    """Feed the bytes of all train examples to a digest."""
-    for tensor in (*data.train.inputs, data.train.labels):
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def keep_task(run: RunFolder, data: TaskData) -> None:
@@ -428,6 +423,7 @@ def make_bench(run: RunFolder, inputs: Inputs, facts: dict[str, Any]) -> Bench:
             acceleration,
             points,
             faster_teacher(inputs.base, inputs.data),
+            kept_answers(answers_folder(run.baseline, inputs.base, inputs.data, config.training.views, acceleration)),
         ),
         acceleration=acceleration,
         each_batch=training_batch,

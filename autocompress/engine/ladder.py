@@ -15,6 +15,7 @@ from autocompress.candidate import Candidate, State
 from autocompress.deploy.latency_table import LatencyTable
 from autocompress.engine.expectation import Curves, Expectation, fit_curves, fit_expectation, least_drop_points
 from autocompress.engine.guided import Guide, Targets
+from autocompress.engine.kept_answers import answers_folder
 from autocompress.engine.prediction import Predictor, make_predictor
 from autocompress.engine.run_folder import write_json
 from autocompress.engine.session import Session
@@ -28,8 +29,8 @@ from autocompress.engine.warm_start import (
     earlier_run,
     front_plans,
     solver_plans,
+    take_answers_,
     take_over_,
-    train_digest,
 )
 from autocompress.errors import TrialFailed, first_line
 from autocompress.file_lock import exclusive
@@ -121,12 +122,15 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
     path = shared.folder / "tables.json"
     try:
         with exclusive(shared.folder / "lock"):
-            digest = train_digest(bench.data)
+            digest = bench.data.train_digest
             (shared.folder / TRAIN_DIGEST).write_text(digest, encoding="utf-8")
             earlier = None if path.is_file() else earlier_run(session.run, session.config, digest)
             if earlier is not None:
                 session.watcher.note(f"taking tables and shared weights from {earlier.root}")
                 take_over_(session.run, earlier)
+                views = session.config.training.views
+                answers = answers_folder(session.run.baseline, bench.base, bench.data, views, bench.acceleration)
+                take_answers_(answers, earlier)
                 write_json(
                     shared.folder / "taken_from.json",
                     [plan_and_name(p) for p in front_plans(earlier, space.base_digest)],

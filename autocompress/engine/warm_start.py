@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -12,8 +11,6 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from autocompress.config import StudyConfig
-from autocompress.data.task import TaskData
-from autocompress.engine.baseline import hash_train_split_
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.pareto import front
 from autocompress.engine.run_folder import RunFolder, read_candidates, run_config, write_json
@@ -69,18 +66,11 @@ def solver_plans(guide: Guide, family: str, timeout_s: float | None) -> Iterator
                 yield NamedPlan(name, plan, None)
 
 
-def train_digest(data: TaskData) -> str:
-    """SHA-256 of the train split: weights that were trained on other examples may have seen this run's test."""
-    digest = hashlib.sha256()
-    hash_train_split_(digest, data)
-    return digest.hexdigest()
-
-
 def earlier_run(run: RunFolder, config: StudyConfig, digest: str) -> RunFolder | None:
     """A run beside this one of the same base, data and space that has shared weights; the one trained longest.
 
     Args:
-        digest: of the train split.
+        digest: of the train split; weights that were trained on other examples may have seen this run's test.
     """
     own = state_digest(load_file(run.baseline / "weights.safetensors"))
     found: list[tuple[float, RunFolder]] = []
@@ -108,6 +98,17 @@ def take_over_(run: RunFolder, other: RunFolder) -> None:
         _copy(path, target / path.name)
     record = json.loads((source / "progress.json").read_text(encoding="utf-8"))
     write_json(target / "progress.json", {name: entry | {"seconds": 0.0} for name, entry in record.items()})
+
+
+def take_answers_(folder: Path, other: RunFolder) -> None:
+    """Copy what the teacher of an earlier run has said, if it was asked the same.
+
+    Args:
+        folder: of this run's answers.
+    """
+    for path in (other.baseline / folder.name).glob("*.npy"):
+        folder.mkdir(exist_ok=True)
+        _copy(path, folder / path.name)
 
 
 def _copy(source: Path, target: Path) -> None:

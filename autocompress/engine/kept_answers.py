@@ -1,0 +1,49 @@
+"""The teacher's answers on disk, so that a run that goes on, and other processes of it, need not ask again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.compression.distillation import Acceleration, Table, unknown
+from autocompress.data.task import TaskData
+from autocompress.file_lock import exclusive
+from autocompress.models import weights_digest
+
+SEEN_EXAMPLES = 64
+"""Of each view, by which two sets of views are told apart."""
+
+
+def answers_folder(baseline: Path, base: nn.Module, data: TaskData, views: int, acceleration: Acceleration) -> Path:
+    """Where the answers of this base to these views of these examples lie; another name for other answers."""
+    digest = hashlib.sha256(f"{weights_digest(base)} {data.train_digest} {asdict(acceleration)}".encode())
+    rows = torch.arange(min(SEEN_EXAMPLES, len(data.train)))
+    for view in range(views):
+        for inputs in data.training_inputs(rows, view):
+            digest.update(inputs.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return baseline / f"answers_{digest.hexdigest()[:16]}"
+
+
+def kept_answers(folder: Path) -> Table:
+    """Tables that are files of this folder, mapped into memory: what one process writes, all others read.
+
+    A table is made whole, with nothing known, so that no later answer meets a full disk. It survives its writers.
+    """
+
+    def table(view: int, shape: tuple[int, int]) -> Tensor:
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{view}.npy"
+        with exclusive(folder / "lock"):
+            if not path.is_file():
+                partial = path.with_suffix(".partial")
+                with partial.open("wb") as file:
+                    np.save(file, unknown(view, shape).numpy(), allow_pickle=False)
+                partial.replace(path)
+        return torch.from_numpy(np.load(path, mmap_mode="r+", allow_pickle=False))
+
+    return table
