@@ -145,13 +145,14 @@ class Estimate(_Record):
 
 
 class Origin(StrEnum):
-    """Where a candidate's plan came from."""
+    """Where a candidate's plan came from; what is taken is the very file of an earlier run, measured anew."""
 
     ENQUEUED = "enqueued"
     SAMPLED = "sampled"
     MUTATED = "mutated"
     PROMOTED = "promoted"
     CONTINUED = "continued"
+    TAKEN = "taken"
 
 
 class State(StrEnum):

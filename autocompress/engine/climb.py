@@ -18,6 +18,7 @@ from autocompress.engine.pace import cold_families, in_order_of_need, is_exhaust
 from autocompress.engine.run_folder import read_candidates
 from autocompress.engine.session import ask, enqueue
 from autocompress.engine.sharing import share
+from autocompress.engine.taken_files import make_taken
 from autocompress.engine.time_left import usual_overhead_s
 from autocompress.engine.trial import attempt, make_file
 from autocompress.file_lock import exclusive
@@ -61,6 +62,7 @@ def climb(ladder: Ladder) -> bool:
         return False
     trains = trial.user_attrs.get("rung") == "train"  # what the sampler draws has none, and is estimated
     make = make_file if trains else lambda s, c, t: estimate(ladder, s, c, t)
+    make = make_taken if "taken" in trial.user_attrs else make
     candidate = attempt(session, trial, make)
     finished = read_candidates(session.run)
     done = sum(c.state is not State.ESTIMATED for c in finished)

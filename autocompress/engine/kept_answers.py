@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def answers_folder(baseline: Path, base: nn.Module, data: TaskData, views: int, 
 def kept_answers(folder: Path) -> Table:
     """Tables that are files of this folder, mapped into memory: what one process writes, all others read.
 
-    A table is made whole, with nothing known, so that no later answer meets a full disk. It survives its writers.
+    A table is made whole, with nothing known, so that no later answer meets a full disk. It survives its writers, and a
+    power cut leaves rows that are not wholly known.
     """
 
     def table(view: int, shape: tuple[int, int]) -> Tensor:
@@ -43,6 +45,8 @@ def kept_answers(folder: Path) -> Table:
                 partial = path.with_suffix(".partial")
                 with partial.open("wb") as file:
                     np.save(file, unknown(view, shape).numpy(), allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())
                 partial.replace(path)
         return torch.from_numpy(np.load(path, mmap_mode="r+", allow_pickle=False))
 

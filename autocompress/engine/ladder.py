@@ -5,13 +5,11 @@ Made once by each process; tables and shared weights lie in the run folder, so t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from autocompress.analysis import Analysis
-from autocompress.candidate import Candidate, State
+from autocompress.candidate import Candidate, Origin, State
 from autocompress.deploy.latency_table import LatencyTable
 from autocompress.engine.expectation import Curves, Expectation, fit_curves, fit_expectation, least_drop_points
 from autocompress.engine.guided import Guide, Targets
@@ -23,11 +21,11 @@ from autocompress.engine.shared import TOLERANCE, Shared
 from autocompress.engine.space import NamedPlan, plain_int8
 from autocompress.engine.step_time import StepTime, fit_step_time
 from autocompress.engine.tables import Tables, measure_tables
+from autocompress.engine.taken_files import take_files_
 from autocompress.engine.time_left import USUAL_OVERHEAD_S
 from autocompress.engine.warm_start import (
     TRAIN_DIGEST,
     earlier_run,
-    front_plans,
     solver_plans,
     take_answers_,
     take_over_,
@@ -75,6 +73,7 @@ class Ladder:
     def step_time(self, candidates: Sequence[Candidate], family: str) -> StepTime:
         """Of the family's files, else of shared weights."""
         files = [c for c in candidates if c.state is State.COMPLETE and c.plan.training.steps > 0]
+        files = [c for c in files if c.origin is not Origin.TAKEN]  # which were trained elsewhere
         files = [c for c in files if c.plan.training.quantized_fraction is None]  # whose steps take longer
         record = self.shared.record()
         shared = [record[name] for name in (family, *record) if name in record and record[name]["macs"]]
@@ -126,15 +125,12 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
             (shared.folder / TRAIN_DIGEST).write_text(digest, encoding="utf-8")
             earlier = None if path.is_file() else earlier_run(session.run, session.config, digest)
             if earlier is not None:
-                session.watcher.note(f"taking tables and shared weights from {earlier.root}")
-                take_over_(session.run, earlier)
+                session.watcher.note(f"taking files, tables and shared weights from {earlier.root}")
                 views = session.config.training.views
                 answers = answers_folder(session.run.baseline, bench.base, bench.data, views, bench.acceleration)
                 take_answers_(answers, earlier)
-                write_json(
-                    shared.folder / "taken_from.json",
-                    [plan_and_name(p) for p in front_plans(earlier, space.base_digest)],
-                )
+                take_files_(session.run, earlier, space.exact)
+                take_over_(session.run, earlier)
             if not path.is_file():
                 session.watcher.note("measuring what each unit of the base is worth")
                 largest = {kind: max(ratios) for kind, ratios in space.base_ratios().items()}
@@ -163,18 +159,8 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
 
 
 def first_plans(ladder: Ladder, family: str) -> list[NamedPlan]:
-    """What is estimated first of a family: the front of an earlier run, and the solver's own."""
-    path = ladder.shared.folder / "taken_from.json"
-    taken = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    exact = ladder.session.space.exact
-    known = [NamedPlan(entry["name"], exact(Plan.model_validate(entry["plan"])), None) for entry in taken]
-    own = [n for n in known if n.plan.architecture.family == family]
-    return [*own, *solver_plans(ladder.guide, family, ladder.session.config.study.timeout_s)]
-
-
-def plan_and_name(named: NamedPlan) -> dict[str, Any]:
-    """A named plan as plain JSON."""
-    return {"name": named.name, "plan": named.plan.model_dump(mode="json")}
+    """What is estimated first of a family: the solver's own front."""
+    return list(solver_plans(ladder.guide, family, ladder.session.config.study.timeout_s))
 
 
 def _disagreement(ladder: Ladder) -> str | None:

@@ -98,7 +98,7 @@ def trained_for_long_last(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _climbed(candidates: Sequence[Candidate]) -> list[Candidate]:
-    return [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
+    return [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED, Origin.TAKEN)]
 
 
 def polishing_began_s(session: Session, candidates: Sequence[Candidate]) -> float:

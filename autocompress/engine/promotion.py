@@ -145,8 +145,8 @@ def _adds_most_soon(
 
 
 def untried_families(candidates: Sequence[Candidate]) -> set[str]:
-    """Families of which something waits and nothing was promoted."""
-    tried = {c.plan.architecture.family for c in candidates if c.origin is Origin.PROMOTED}
+    """Families of which something waits and nothing was promoted or taken from an earlier run."""
+    tried = {c.plan.architecture.family for c in candidates if c.origin in (Origin.PROMOTED, Origin.TAKEN)}
     return {c.plan.architecture.family for c in candidates if is_waiting(c)} - tried
 
 

@@ -48,6 +48,7 @@ from autocompress.engine.second_sittings import SecondSittings
 from autocompress.engine.session import Session, ask, enqueue, make_space, open_study, reach, running_trials
 from autocompress.engine.space import PerLayer, obvious_plans
 from autocompress.engine.step_time import affordable_steps
+from autocompress.engine.taken_files import enqueue_taken
 from autocompress.engine.time_left import training_time_left_s, usual_overhead_s
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import sweep, working
@@ -168,6 +169,7 @@ def _engine(session: Session) -> Callable[[], bool]:
         if isinstance(ladder, Ladder):
             session.suggests = ladder.guide
             enqueue(session, obvious_plans(session.space, PerLayer), "enqueued", is_guided=True)
+            enqueue_taken(session)
             for family in ladder.families:
                 enqueue(session, first_plans(ladder, family), "sampled", is_guided=True)
             return partial(climb, ladder)

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from autocompress.candidate import Candidate, State
+from autocompress.candidate import Candidate, Origin, State
 from autocompress.engine.session import Session
 
 USUAL_OVERHEAD_S = 12.0
@@ -20,6 +20,7 @@ POLISH_SHARE = 0.3
 def usual_overhead_s(candidates: Sequence[Candidate]) -> float:
     """Seconds that a file takes beside its training."""
     files = [c for c in candidates if c.state is State.COMPLETE and not c.plan.changes_nothing]
+    files = [c for c in files if c.origin is not Origin.TAKEN]
     seconds = [c.finished_s - c.started_s - sum(c.stage_seconds.get(s, 0.0) for s in ("train", "teach")) for c in files]
     return statistics.median(seconds) if seconds else USUAL_OVERHEAD_S
 

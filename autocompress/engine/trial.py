@@ -13,7 +13,7 @@ import optuna
 from safetensors.torch import load_file
 from torch.fx import GraphModule
 
-from autocompress.candidate import Candidate, Estimate, Measurement, Origin, State
+from autocompress.candidate import Candidate, Estimate, Measurement, Origin, Parity, State
 from autocompress.deploy.measure import measure_bytes
 from autocompress.engine.baseline import measure_latency
 from autocompress.engine.limits import TABLE_ERROR, describe_broken, latency_violations, size_violations, violations
@@ -90,7 +90,7 @@ def _guarded(session: Session, current: Current, trial: optuna.Trial, make: Make
         kind = "memory" if "allocate memory" in str(error) else type(error).__name__
         result = Result(State.FAILED, f"{kind}: {first_line(error)}")
     gc.collect()
-    parent_steps = 0 if current.parent is None else current.parent.total_steps
+    parent_steps = result.steps_before or (0 if current.parent is None else current.parent.total_steps)
     trained = current.plan.training.steps if result.state is State.COMPLETE else 0
     return Candidate(
         trial=current.number,
@@ -119,6 +119,8 @@ class Result:
     measurement: Measurement | None = None
     estimate: Estimate | None = None
     violations: dict[str, float] = field(default_factory=dict)
+    steps_before: int | None = None
+    """Training steps that came before the plan's own, where no parent tells."""
 
 
 def make_file(session: Session, current: Current, trial: optuna.Trial) -> Result:
@@ -195,6 +197,16 @@ def _measure_trained(session: Session, current: Current, deployable: GraphModule
     path = session.run.artifact(current.number)
     with current.clock.stage("parity"):
         agreement = parity(session.bench, path, deployable, current.plan)
+    return measure_finished(session, current, agreement)
+
+
+def measure_finished(session: Session, current: Current, agreement: Parity) -> Measurement:
+    """All figures of the trial's file.
+
+    Args:
+        agreement: of the file with torch.
+    """
+    path = session.run.artifact(current.number)
     with current.clock.stage("evaluate"):
         data = session.bench.data
         own = answers(session.bench, path, data.validation, current.plan)

@@ -12,13 +12,12 @@ from safetensors.torch import load_file
 
 from autocompress.config import StudyConfig
 from autocompress.engine.guided import Guide, Targets
-from autocompress.engine.pareto import front
-from autocompress.engine.run_folder import RunFolder, read_candidates, run_config, write_json
+from autocompress.engine.run_folder import RunFolder, run_config, write_json
 from autocompress.engine.space import NamedPlan
 from autocompress.engine.space_front import space_front
 from autocompress.errors import AutocompressError
 from autocompress.models import state_digest
-from autocompress.plan import DistillationSpec, Plan, PruningSpec, TrainingSpec
+from autocompress.plan import DistillationSpec, Plan, PruningSpec
 
 SPEEDUPS, FACTORS = (1.15, 1.5, 2.1), (1.25, 1.7, 2.4)
 """Targets of the solver's plans, in units of the limits."""
@@ -26,7 +25,6 @@ WIDE = (1.2, 2.5, 5.0)
 """The same where no limit says how far to go: some base loses nothing at the first, another all it knows at the last."""
 LOOK_S, LOOK_SHARE = 20.0, 0.02
 """Time to look for members of the model space, at most: seconds, and share of the study's."""
-FRONT_MEMBERS = 6
 TRAIN_DIGEST = "train.sha256"
 SECTIONS = ("model", "data", "task", "training", "space", "target")
 """What two studies must share for the one to begin with what the other has found; seeds and limits may differ."""
@@ -91,13 +89,16 @@ def earlier_run(run: RunFolder, config: StudyConfig, digest: str) -> RunFolder |
 
 
 def take_over_(run: RunFolder, other: RunFolder) -> None:
-    """Copy tables and shared weights of an earlier run; the time they took is not this run's."""
+    """Copy tables and shared weights of an earlier run; the time they took is not this run's.
+
+    The tables come last: where they are, nothing is taken any more.
+    """
     target, source = run.root / "shared", other.root / "shared"
-    shutil.copyfile(source / "tables.json", target / "tables.json")
     for path in source.glob("*.safetensors"):
         _copy(path, target / path.name)
     record = json.loads((source / "progress.json").read_text(encoding="utf-8"))
     write_json(target / "progress.json", {name: entry | {"seconds": 0.0} for name, entry in record.items()})
+    _copy(source / "tables.json", target / "tables.json")
 
 
 def take_answers_(folder: Path, other: RunFolder) -> None:
@@ -115,16 +116,3 @@ def _copy(source: Path, target: Path) -> None:
     partial = target.with_suffix(".partial")
     shutil.copyfile(source, partial)
     partial.replace(target)
-
-
-def front_plans(other: RunFolder, base_digest: str) -> list[NamedPlan]:
-    """Plans on the front of an earlier run, to be estimated and trained by this one's rules."""
-    members = [c for c in front(read_candidates(other)) if c.plan.training.steps > 0][:FRONT_MEMBERS]
-    return [
-        NamedPlan(
-            f"trial {c.trial} of {other.root.name}",
-            c.plan.model_copy(update={"training": TrainingSpec(steps=c.plan.training.steps, start=base_digest)}),
-            None,
-        )
-        for c in members
-    ]
