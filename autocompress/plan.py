@@ -114,6 +114,11 @@ class DistillationSpec(_Spec):
     hidden_weight: float = Field(default=0.0, ge=0.0)
     relation_weight: float = Field(default=0.0, ge=0.0)
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether any term has a part for the teacher; else a student learns from labels alone."""
+        return any(self.model_dump(exclude={"temperature"}).values())
+
 
 class QuantizationSpec(_Spec):
     """Precision of every convolution and linear layer of the network as built."""

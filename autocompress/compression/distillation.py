@@ -179,7 +179,7 @@ class Teacher:
         """What a training on so many examples in the first ``views`` views waits for answers that are not known yet."""
         if not self.remembers or not self._answers:
             return 0.0
-        missing = sum(int(_missing(self._table(view)).sum()) for view in range(views))
+        missing = sum(int(self._table(view)[:, 0].isnan().sum()) for view in range(views))
         return min(missing, examples) * self.seconds / self._answers
 
     def outputs(self, indices: Tensor, view: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -315,7 +315,7 @@ def train_(
     student.to(device)
     if schedule.acceleration.channels_last:
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    lessons = _Lessons(student, teacher, data, spec)
+    lessons = _Lessons(student, teacher if spec.asks_teacher else None, data, spec)
     parameters = [p for p in (*student.parameters(), *lessons.regressors.to(device).parameters()) if p.requires_grad]
     optimisers = _optimisers(student, parameters, schedule)
     rates = [

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from optuna.trial import TrialState
 
-from autocompress.candidate import State
 from autocompress.engine.estimating import START_UP_ESTIMATES, estimate, estimate_reduced, new_estimate
 from autocompress.engine.ladder import Ladder, first_plans
 from autocompress.engine.next_training import LEAST_STEPS, enqueue_training
-from autocompress.engine.pace import cold_families, in_order_of_need, is_exhausted, nearly_over, progress
+from autocompress.engine.pace import cold_families, in_order_of_need, is_exhausted, made, nearly_over, progress
 from autocompress.engine.run_folder import read_candidates
 from autocompress.engine.session import ask, enqueue
 from autocompress.engine.sharing import share
@@ -43,7 +42,7 @@ def climb(ladder: Ladder) -> bool:
         too_early = estimates_next and is_cold
         trial = ask(session, START_UP_ESTIMATES) if waiting and not too_early else None
     session.suggests = ladder.guide
-    if trial is None and not nearly_over(ladder):
+    if trial is None and not too_early and not nearly_over(ladder):
         trial = estimate_reduced(ladder, candidates)
     if trial is None:
         exhausted = is_exhausted(ladder, candidates)
@@ -65,8 +64,7 @@ def climb(ladder: Ladder) -> bool:
     make = make_taken if "taken" in trial.user_attrs else make
     candidate = attempt(session, trial, make)
     finished = read_candidates(session.run)
-    done = sum(c.state is not State.ESTIMATED for c in finished)
-    session.watcher.finished(candidate, finished, session.progress(done))
+    session.watcher.finished(candidate, finished, session.progress(len(made(finished))))
     return True
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.compression.distillation import Acceleration, Table, unknown
@@ -33,7 +34,7 @@ def answers_folder(baseline: Path, base: nn.Module, data: TaskData, views: int, 
 def kept_answers(folder: Path) -> Table:
     """Tables that are files of this folder, mapped into memory: what one process writes, all others read.
 
-    A table is made whole, with nothing known, so that no later answer meets a full disk. It survives its writers, and a
+    A table is made whole, with nothing known, so that a full disk shows at once. It survives its writers, and a
     power cut leaves rows that are not wholly known.
     """
 
@@ -41,13 +42,32 @@ def kept_answers(folder: Path) -> Table:
         folder.mkdir(exist_ok=True)
         path = folder / f"{view}.npy"
         with exclusive(folder / "lock"):
-            if not path.is_file():
-                partial = path.with_suffix(".partial")
-                with partial.open("wb") as file:
-                    np.save(file, unknown(view, shape).numpy(), allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(path)
-        return torch.from_numpy(np.load(path, mmap_mode="r+", allow_pickle=False))
+            known = _read(path, shape)
+            if known is None:
+                _write(path, unknown(view, shape))
+                known = _read(path, shape)
+        assert known is not None
+        return torch.from_numpy(known)
 
     return table
+
+
+def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float16] | None:
+    """The mapped table; None where there is none, or another or a damaged one."""
+    try:
+        found = np.load(path, mmap_mode="r+", allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape and found.dtype == np.float16 else None
+
+
+def _write(path: Path, table: Tensor) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, table.numpy(), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -129,7 +129,7 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
                 views = session.config.training.views
                 answers = answers_folder(session.run.baseline, bench.base, bench.data, views, bench.acceleration)
                 take_answers_(answers, earlier)
-                take_files_(session.run, earlier, space.exact)
+                take_files_(session.run, earlier, session.config.limits, space.exact)
                 take_over_(session.run, earlier)
             if not path.is_file():
                 session.watcher.note("measuring what each unit of the base is worth")

@@ -105,7 +105,8 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
         "plan": parent.plan.model_copy(update=update).model_dump_json(),
         "origin": origin.value,
     }
-    return attributes | {"parent": parent.trial, "name": parent.name, "rung": "train", "outside": True}
+    name = "" if parent.origin is Origin.TAKEN else parent.name
+    return attributes | {"parent": parent.trial, "name": name, "rung": "train", "outside": True}
 
 
 def training_of(

@@ -79,16 +79,18 @@ def _may_be_reduced(candidates: Sequence[Candidate]) -> bool:
 
 
 def first_trained(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
-    """Of each family the candidate that was trained first, for as long as those that go on."""
-    files = [c for c in _climbed(candidates) if c.state is State.COMPLETE]
+    """Of each family the candidate that was trained first, for as long as those that go on; or one that was taken."""
+    taken = [c for c in candidates if c.origin is Origin.TAKEN]
+    files = [c for c in [*_climbed(candidates), *taken] if c.state is State.COMPLETE]
     latest_first = sorted(files, key=lambda c: c.started_s, reverse=True)
     return {c.plan.architecture.family: c for c in latest_first}
 
 
 def trained_for_long(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """What was trained on, and the first of each family."""
+    """What was trained on, the first of each family, and what was taken from an earlier run."""
     first = {c.trial for c in first_trained(candidates).values()}
-    return [c for c in _climbed(candidates) if c.origin is Origin.CONTINUED or c.trial in first]
+    long = (Origin.CONTINUED, Origin.TAKEN)
+    return [c for c in candidates if c.origin in long or c.trial in first]
 
 
 def trained_for_long_last(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -98,7 +100,7 @@ def trained_for_long_last(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _climbed(candidates: Sequence[Candidate]) -> list[Candidate]:
-    return [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED, Origin.TAKEN)]
+    return [c for c in candidates if c.origin in (Origin.PROMOTED, Origin.CONTINUED)]
 
 
 def polishing_began_s(session: Session, candidates: Sequence[Candidate]) -> float:
@@ -107,7 +109,7 @@ def polishing_began_s(session: Session, candidates: Sequence[Candidate]) -> floa
     begins = math.inf if study.timeout_s is None else (1 - POLISH_SHARE) * study.timeout_s
     if study.trials is None:
         return begins
-    files = sorted(c.started_s for c in candidates if c.state is not State.ESTIMATED)
+    files = sorted(c.started_s for c in made(candidates))
     return min([begins, *files[math.ceil((1 - POLISH_SHARE) * study.trials) :][:1]])
 
 
@@ -119,10 +121,17 @@ def is_exhausted(ladder: Ladder, candidates: Sequence[Candidate]) -> bool:
     return len(recent) == STALE and all(c.state is State.ESTIMATED for c in recent)
 
 
+def made(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that count towards the total of trials: estimates do not, nor does what was made elsewhere."""
+    return [c for c in candidates if c.state is not State.ESTIMATED and c.origin is not Origin.TAKEN]
+
+
 def progress(session: Session, candidates: Sequence[Candidate]) -> float:
     """Share of the totals that is used, with files that other processes are training."""
-    files = {c.trial for c in candidates if c.state is not State.ESTIMATED}
-    files |= {t.number for t in running_trials(session) if t.user_attrs.get("rung") == "train"}
+    files = {c.trial for c in made(candidates)}
+    files |= {
+        t.number for t in running_trials(session) if t.user_attrs.get("rung") == "train" and "taken" not in t.user_attrs
+    }
     return session.progress(len(files))
 
 

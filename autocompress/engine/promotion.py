@@ -112,7 +112,9 @@ def next_to_reduce(
     """
     waiting = [c for c in _waiting(candidates, busy) if c.parent == parent.trial]
     measured = [_vector(c) for c in candidates if c.state is State.COMPLETE]
-    growth = hypervolume(np.array(measured).reshape(-1, 3)) / max(elapsed_s, 1.0)
+    taken = [_vector(c) for c in candidates if c.origin is Origin.TAKEN and c.state is State.COMPLETE]
+    grown = hypervolume(np.array(measured).reshape(-1, 3)) - hypervolume(np.array(taken).reshape(-1, 3))
+    growth = grown / max(elapsed_s, 1.0)
     return _adds_most_soon(waiting, measured, short_s, curves, overhead_s, LEAST_GROWTH * growth)
 
 
@@ -201,7 +203,7 @@ def knee_points(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
         for k, c in enumerate(members)
     }
     able = [c for c in members if can_go_on(c)]
-    return sorted(able, key=lambda c: (-loss[c.trial], c.trial))[:count]
+    return sorted(able, key=lambda c: (-loss[c.trial], _vector(c)[0], c.trial))[:count]
 
 
 def next_to_polish(candidates: Sequence[Candidate], busy: set[int], count: int, began_s: float) -> Candidate | None:

@@ -9,10 +9,11 @@ from typing import Any
 import optuna
 
 from autocompress.candidate import Candidate, Origin, State
+from autocompress.config import LimitsSection
 from autocompress.deploy.card import sha256
 from autocompress.engine.limits import violations
 from autocompress.engine.promotion import knee_points
-from autocompress.engine.run_folder import RunFolder, read_candidate, read_candidates, record
+from autocompress.engine.run_folder import RunFolder, read_baseline, read_candidate, read_candidates, record
 from autocompress.engine.session import Session
 from autocompress.engine.trial import Current, Result, describe, measure_finished
 from autocompress.errors import TrialFailed
@@ -28,14 +29,20 @@ def taken_folder(run: RunFolder) -> RunFolder:
     return RunFolder(run.root / "shared" / "taken")
 
 
-def take_files_(run: RunFolder, other: RunFolder, exact: Callable[[Plan], Plan]) -> None:
+def take_files_(run: RunFolder, other: RunFolder, limits: LimitsSection, exact: Callable[[Plan], Plan]) -> None:
     """Copy the best files of an earlier run, with their weights and records.
 
     Args:
+        limits: of this run; what is best by them need not be on the earlier front.
         exact: a plan in the bits that this machine computes exactly; files of other plans are left.
     """
-    copies = taken_folder(run)
-    for member in knee_points(read_candidates(other), FILES):
+    copies, baseline = taken_folder(run), read_baseline(other)
+    known = [
+        c.model_copy(update={"violations": violations(limits, c.measurement, baseline.size_bytes)})
+        for c in read_candidates(other)
+        if c.state is State.COMPLETE and c.measurement is not None
+    ]
+    for member in knee_points(known, FILES):
         file, weights = other.artifact(member.trial), other.checkpoint(member.trial)
         assert member.measurement is not None
         is_whole = file.is_file() and weights.is_file() and sha256(file) == member.measurement.sha256
@@ -49,8 +56,8 @@ def take_files_(run: RunFolder, other: RunFolder, exact: Callable[[Plan], Plan])
 
 
 def enqueue_taken(session: Session) -> None:
-    """Enqueue the copies that are not yet, to be measured before anything is trained."""
-    copies = read_candidates(taken_folder(session.run))
+    """Enqueue the copies that are not yet, to be measured before anything is trained, the one trained longest last."""
+    copies = sorted(read_candidates(taken_folder(session.run)), key=lambda c: c.total_steps)
     with exclusive(session.run.root / "ask.lock"):
         known = {t.user_attrs.get("taken") for t in session.study.get_trials(deepcopy=False)}
         for copy in copies:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,13 +66,14 @@ def solver_plans(guide: Guide, family: str, timeout_s: float | None) -> Iterator
 
 
 def earlier_run(run: RunFolder, config: StudyConfig, digest: str) -> RunFolder | None:
-    """A run beside this one of the same base, data and space that has shared weights; the one trained longest.
+    """A run beside this one of the same base, data and space that has shared weights and tables; of those with the most
+    steps the latest.
 
     Args:
         digest: of the train split; weights that were trained on other examples may have seen this run's test.
     """
     own = state_digest(load_file(run.baseline / "weights.safetensors"))
-    found: list[tuple[float, RunFolder]] = []
+    found: list[tuple[float, float, RunFolder]] = []
     for progress in run.root.parent.glob("*/shared/progress.json"):
         other = RunFolder(progress.parent.parent)
         if other.root.resolve() == run.root.resolve() or other.root.name.startswith("."):
@@ -81,11 +83,11 @@ def earlier_run(run: RunFolder, config: StudyConfig, digest: str) -> RunFolder |
             theirs = run_config(other)
             same = seen == digest and all(getattr(theirs, name) == getattr(config, name) for name in SECTIONS)
             if same and state_digest(load_file(other.baseline / "weights.safetensors")) == own:
-                seconds = sum(entry["seconds"] for entry in json.loads(progress.read_text(encoding="utf-8")).values())
-                found.append((seconds, other))
+                steps = sum(entry["steps"] for entry in json.loads(progress.read_text(encoding="utf-8")).values())
+                found.append((steps, (progress.parent / "tables.json").stat().st_mtime, other))
         except (AutocompressError, OSError, ValueError):  # a run that is damaged or older lends nothing
             continue
-    return max(found, key=lambda entry: entry[0])[1] if found else None
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
 
 
 def take_over_(run: RunFolder, other: RunFolder) -> None:
@@ -114,5 +116,8 @@ def take_answers_(folder: Path, other: RunFolder) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     partial = target.with_suffix(".partial")
-    shutil.copyfile(source, partial)
+    with source.open("rb") as read, partial.open("wb") as write:
+        shutil.copyfileobj(read, write)
+        write.flush()
+        os.fsync(write.fileno())
     partial.replace(target)

@@ -19,7 +19,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 from searches import (
-    HEAD,
+    LADDER_STUDY,
     MODEL_SPACE,
     NETWORKS,
     copied,
@@ -57,22 +57,11 @@ from autocompress.weights import state_digest
 
 MOST_ESTIMATES = 120
 """A study this small that has more goes on for ever."""
-STUDY = f"""{HEAD}
-[training]
-steps = 60
-batch_size = 32
-views = 2
-[space]
-precision = ["w8a8", "w4a8"]
-sparsity = [0.0, 0.5]
-[target]
-training_threads = 1
-"""
 
 
 def study(folder: Path, trials: int, timeout: int | None = None, **replaced: str) -> StudyConfig:
     """The study above from a file, with parts of its text replaced."""
-    text = STUDY
+    text = LADDER_STUDY
     if timeout is not None:
         text = text.replace("trials = 8", f'timeout = "{timeout}s"')
     return write_and_load(folder, with_replaced(text, replaced), trials if timeout is None else None)

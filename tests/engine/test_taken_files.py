@@ -11,7 +11,7 @@ import pytest
 import torch
 from report.made_up_run import base_plan, measurement
 from safetensors.torch import load_file, save_file
-from searches import HEAD, finish_in_own_process, lasting, short_sittings, write_and_load
+from searches import LADDER_STUDY, finish_in_own_process, lasting, short_sittings, write_and_load
 
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import StudyConfig
@@ -24,18 +24,6 @@ from autocompress.engine.study import search
 from autocompress.engine.taken_files import FILES, take_files_, taken_folder
 from autocompress.plan import Plan, Precision
 from autocompress.weights import state_digest
-
-STUDY = f"""{HEAD}
-[training]
-steps = 60
-batch_size = 32
-views = 2
-[space]
-precision = ["w8a8", "w4a8"]
-sparsity = [0.0, 0.5]
-[target]
-training_threads = 1
-"""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -103,7 +91,7 @@ def test_a_file_that_is_not_as_it_was_measured_is_left(damage: str, tmp_path: Pa
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, StudyConfig]:
     folder = tmp_path_factory.mktemp("earlier")
-    config = write_and_load(folder, STUDY, 8)
+    config = write_and_load(folder, LADDER_STUDY, 8)
     return search(config, folder / "runs" / "earlier", Silent()), config
 
 
@@ -154,7 +142,7 @@ def test_a_death_while_files_are_taken_neither_loses_nor_repeats_one(
     place: str, earlier: tuple[RunFolder, StudyConfig], tmp_path: Path
 ) -> None:
     other, _ = earlier
-    config = write_and_load(tmp_path, STUDY, 8)
+    config = write_and_load(tmp_path, LADDER_STUDY, 8)
     run = beside(other, tmp_path / "runs", config)
     assert finish_in_own_process(tmp_path, run, 8, place) < 0
     before = {c.trial: c for c in read_candidates(run)}
