@@ -55,10 +55,11 @@ def kept_answers(folder: Path) -> Table:
 def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float16] | None:
     """The mapped table; None where there is none, or another or a damaged one."""
     try:
-        found = np.load(path, mmap_mode="r+", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)  # which a file that is cut short fails; "r+" lengthens it
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    return found if found.shape == shape and found.dtype == np.float16 else None
+    is_same = found.shape == shape and found.dtype == np.float16
+    return np.load(path, mmap_mode="r+", allow_pickle=False) if is_same else None
 
 
 def _write(path: Path, table: Tensor) -> None:

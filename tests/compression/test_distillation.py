@@ -173,6 +173,17 @@ def accuracy(model: nn.Module, split: Split) -> float:
 # The teacher
 
 
+def test_who_learns_from_labels_alone_does_not_ask_the_teacher() -> None:
+    data, students = ring_task(), [network(1), network(1)]
+    teacher = Teacher(network(2), data, views=1, acceleration=Acceleration())
+    train_(students[0], data, teacher, DistillationSpec(alpha=0.0), SCHEDULE, views=1)
+    assert teacher.seconds == 0.0
+    train_(students[1], data, None, DistillationSpec(), SCHEDULE, views=1)
+    for mine, other in zip(students[0].parameters(), students[1].parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert DistillationSpec(alpha=0.0, hint_weight=0.1).asks_teacher and DistillationSpec().asks_teacher
+
+
 def test_the_teacher_answers_each_example_and_view_once() -> None:
     data, model = ring_task(), network()
     teacher = Teacher(model, data, views=3, acceleration=Acceleration())

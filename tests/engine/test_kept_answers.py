@@ -74,6 +74,22 @@ def test_an_answer_that_is_half_written_is_asked_for(trained: nn.Module, digits:
     assert second.seconds > 0 and torch.equal(said, again)
 
 
+@pytest.mark.parametrize("damage", ["cut short", "another shape", "no table"])
+def test_a_table_that_cannot_be_used_is_made_anew(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "answers"
+    kept_answers(folder)(0, (4, 2))[1] = 1.0
+    path = folder / "0.npy"
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-3])
+    if damage == "no table":
+        path.write_bytes(b"")
+    shape = (4, 3) if damage == "another shape" else (4, 2)
+    found = kept_answers(folder)(0, shape)
+    assert found.shape == shape and found.isnan().all()
+    found[2] = 2.0
+    assert (kept_answers(folder)(0, shape)[2] == 2.0).all()
+
+
 def test_only_the_same_questions_to_the_same_base_share_answers(
     trained: nn.Module, resnet20: nn.Module, digits: TaskData, tmp_path: Path
 ) -> None:

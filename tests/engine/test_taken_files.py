@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from searches import LADDER_STUDY, finish_in_own_process, lasting, short_sittings, write_and_load
 
 from autocompress.candidate import Candidate, Origin, State
-from autocompress.config import StudyConfig
+from autocompress.config import LimitsSection, StudyConfig
 from autocompress.deploy.card import sha256
 from autocompress.engine.baseline import ensure_run, load_inputs
 from autocompress.engine.events import Silent
 from autocompress.engine.promotion import knee_points
-from autocompress.engine.run_folder import RunFolder, read_candidates, record
+from autocompress.engine.run_folder import RunFolder, read_candidates, record, write_json
 from autocompress.engine.study import search
 from autocompress.engine.taken_files import FILES, take_files_, taken_folder
 from autocompress.plan import Plan, Precision
@@ -38,6 +38,8 @@ def moments() -> Iterator[None]:
 def made_up(root: Path, trials: int) -> RunFolder:
     """A run whose files are all on its front: the greater a trial's number, the smaller, the faster and the worse."""
     run, generator = RunFolder(root), np.random.default_rng(0)
+    run.baseline.mkdir(parents=True)
+    write_json(run.baseline / "measurement.json", measurement(1.0, 1.0, 0.0))
     for trial in range(trials):
         folder = run.trial(trial)
         folder.mkdir(parents=True)
@@ -58,7 +60,7 @@ def same(plan: Plan) -> Plan:
 
 def test_the_files_that_the_earlier_front_needs_most_are_copied_with_weights_and_records(tmp_path: Path) -> None:
     own, other = RunFolder(tmp_path / "own"), made_up(tmp_path / "other", FILES + 3)
-    take_files_(own, other, same)
+    take_files_(own, other, LimitsSection(), same)
     copies = taken_folder(own)
     expected = {c.trial for c in knee_points(read_candidates(other), FILES)}
     found = read_candidates(copies)
@@ -67,7 +69,7 @@ def test_the_files_that_the_earlier_front_needs_most_are_copied_with_weights_and
         assert c.name == f"trial {c.trial} of other"
         assert copies.artifact(c.trial).read_bytes() == b"file %d" % c.trial
         assert float(load_file(copies.checkpoint(c.trial))["w"][0]) == c.trial
-    take_files_(own, other, same)  # a death in between is made up for
+    take_files_(own, other, LimitsSection(), same)  # a death in between is made up for
     assert read_candidates(taken_folder(own)) == found
 
 
@@ -81,8 +83,16 @@ def test_a_file_that_is_not_as_it_was_measured_is_left(damage: str, tmp_path: Pa
     if damage == "without weights":
         other.checkpoint(1).unlink()
     inexact = read_candidates(other)[1].plan if damage == "other bits" else None
-    take_files_(own, other, lambda plan: Plan() if plan == inexact else plan)
+    take_files_(own, other, LimitsSection(), lambda plan: Plan() if plan == inexact else plan)
     assert [c.trial for c in read_candidates(taken_folder(own))] == [0, 2]
+
+
+def test_what_is_best_is_judged_by_the_limits_of_the_run_that_begins(tmp_path: Path) -> None:
+    own, other = RunFolder(tmp_path / "own"), made_up(tmp_path / "other", 5)
+    for c in read_candidates(other):  # by its own limits the earlier run has one file on its front
+        record(other, c.model_copy(update={"violations": {"min_speedup": 1.0 if c.trial else -1.0}}))
+    take_files_(own, other, LimitsSection(min_speedup=5.0, max_accuracy_drop=0.9), same)
+    assert [c.trial for c in read_candidates(taken_folder(own))] == [1, 2, 3]
 
 
 # Whole searches
@@ -108,8 +118,9 @@ def test_a_run_beside_another_has_its_files_first_and_trains_on_from_them(
     other, config = earlier
     run = beside(other, tmp_path / "runs", config)
     taken_of = knee_points(read_candidates(other), FILES)
-    more = config.model_copy(update={"study": config.study.model_copy(update={"trials": len(taken_of) + 10})})
-    candidates = read_candidates(search(more, run.root, Silent()))
+    candidates = read_candidates(search(config, run.root, Silent()))
+    own_files = [c for c in candidates if c.state is not State.ESTIMATED and c.origin is not Origin.TAKEN]
+    assert len(own_files) == config.study.trials
     taken = {c.name: c for c in candidates if c.origin is Origin.TAKEN}
     assert taken_of and set(taken) == {f"trial {c.trial} of earlier" for c in taken_of}
     for c in taken_of:

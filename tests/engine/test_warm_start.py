@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -36,31 +37,35 @@ def study(folder: Path, text: str = STUDY) -> StudyConfig:
     return load_study(folder / "study.toml")
 
 
-def made(root: Path, config: StudyConfig, weight: float = 1.0, seconds: float = 5.0, digest: str = "a") -> RunFolder:
+def made(
+    root: Path, config: StudyConfig, weight: float = 1.0, seconds: float = 5.0, digest: str = "a", steps: int = 40
+) -> RunFolder:
     run = RunFolder(root)
     run.baseline.mkdir(parents=True)
     (root / "shared").mkdir()
     write_study(run, config)
     save_file({"w": torch.full((2, 3), weight)}, run.baseline / "weights.safetensors")
     save_file({"w": torch.full((2, 3), seconds)}, root / "shared" / "base.safetensors")
-    entry = {"cycles": 2, "steps": 40, "seconds": seconds, "seconds_per_step": 0.1, "macs": 9.0}
+    entry = {"cycles": 2, "steps": steps, "seconds": seconds, "seconds_per_step": 0.1, "macs": 9.0}
     (root / "shared" / "progress.json").write_text(json.dumps({"base": entry}))
     (root / "shared" / "tables.json").write_text("{}")
     (root / "shared" / TRAIN_DIGEST).write_text(digest)
     return run
 
 
-def test_of_several_runs_the_longest_trained_lends(tmp_path: Path) -> None:
+def test_of_several_runs_the_longest_trained_lends_and_of_equal_ones_the_latest(tmp_path: Path) -> None:
     config = study(tmp_path)
     runs = tmp_path / "runs"
-    own = made(runs / "own", config)
-    made(runs / "short", config, seconds=1.0)
-    longest = made(runs / "long", config, seconds=9.0)
+    own = made(runs / "own", config, steps=900)
+    made(runs / "short", config, steps=1)
+    for age, name in enumerate(("latest", "later", "first")):
+        made(runs / name, config, steps=9)
+        os.utime(runs / name / "shared" / "tables.json", (1e9 - age, 1e9 - age))
     found = earlier_run(own, config, "a")
-    assert found is not None and found.root == longest.root
+    assert found is not None and found.root.name == "latest"
 
 
-@pytest.mark.parametrize("other", ["base", "examples", "data", "hidden", "damaged"])
+@pytest.mark.parametrize("other", ["base", "examples", "data", "hidden", "damaged", "unfinished"])
 def test_another_base_other_examples_or_a_damaged_run_lend_nothing(tmp_path: Path, other: str) -> None:
     config = study(tmp_path)
     runs = tmp_path / "runs"
@@ -70,6 +75,8 @@ def test_another_base_other_examples_or_a_damaged_run_lend_nothing(tmp_path: Pat
     run = made(runs / name, changed, 2.0 if other == "base" else 1.0, digest="b" if other == "examples" else "a")
     if other == "damaged":
         (run.root / "shared" / "progress.json").write_text("{")
+    if other == "unfinished":
+        (run.root / "shared" / "tables.json").unlink()
     assert earlier_run(own, config, "a") is None
 
 
