@@ -55,7 +55,8 @@ def kept_answers(folder: Path) -> Table:
 def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float16] | None:
     """The mapped table; None where there is none, or another or a damaged one."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)  # which a file that is cut short fails; "r+" lengthens it
+        # a file that is cut short fails here; "r+" would lengthen it by zeros
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
         return None
     is_same = found.shape == shape and found.dtype == np.float16
