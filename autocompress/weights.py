@@ -158,5 +158,10 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        hash_tensor_(digest, value)
     return digest.hexdigest()
+
+
+def hash_tensor_(digest: hashlib._Hash, tensor: Tensor) -> None:
+    """Feed the bytes of a tensor to a digest."""
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

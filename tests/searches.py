@@ -39,17 +39,18 @@ calibration_examples = 64
 steps = 60
 """
 """Of a study of one block on 8x8 digits."""
-LADDER_STUDY = f"""{HEAD}
-[training]
-steps = 60
-batch_size = 32
-views = 2
+SPACE = """
 [space]
 precision = ["w8a8", "w4a8"]
 sparsity = [0.0, 0.5]
 [target]
 training_threads = 1
 """
+LADDER_STUDY = f"""{HEAD}
+[training]
+steps = 60
+batch_size = 32
+views = 2{SPACE}"""
 """Of the same under the default engine."""
 MODEL_SPACE = f"""
 model_space = "{CIFAR_RESNET}:CifarResNetSpace"

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.weights import hash_tensor_
+
 Tensors = tuple[Tensor, ...]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> scalar tensor that is minimised."""
@@ -78,7 +80,7 @@ class TaskData:
         """SHA-256 of the train examples and their labels."""
         digest = hashlib.sha256()
         for tensor in (*self.train.inputs, self.train.labels):
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            hash_tensor_(digest, tensor)
         return digest.hexdigest()
 
     @cached_property

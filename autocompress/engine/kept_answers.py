@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from autocompress.compression.distillation import Acceleration, Table, unknown
 from autocompress.data.task import TaskData
+from autocompress.engine.run_folder import written_whole
 from autocompress.file_lock import exclusive
-from autocompress.models import weights_digest
+from autocompress.weights import hash_tensor_, weights_digest
 
 SEEN_EXAMPLES = 64
 """Of each view, by which two sets of views are told apart."""
@@ -27,7 +27,7 @@ def answers_folder(baseline: Path, base: nn.Module, data: TaskData, views: int, 
     rows = torch.arange(min(SEEN_EXAMPLES, len(data.train)))
     for view in range(views):
         for inputs in data.training_inputs(rows, view):
-            digest.update(inputs.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            hash_tensor_(digest, inputs)
     return baseline / f"answers_{digest.hexdigest()[:16]}"
 
 
@@ -44,7 +44,8 @@ def kept_answers(folder: Path) -> Table:
         with exclusive(folder / "lock"):
             known = _read(path, shape)
             if known is None:
-                _write(path, unknown(view, shape))
+                with written_whole(path) as file:
+                    np.save(file, unknown(view, shape).numpy(), allow_pickle=False)
                 known = _read(path, shape)
         assert known is not None
         return torch.from_numpy(known)
@@ -61,15 +62,3 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float16] | None:
         return None
     is_same = found.shape == shape and found.dtype == np.float16
     return np.load(path, mmap_mode="r+", allow_pickle=False) if is_same else None
-
-
-def _write(path: Path, table: Tensor) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, table.numpy(), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,9 +8,10 @@ import shutil
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,12 +133,22 @@ def _identity(config: StudyConfig) -> dict[str, dict[str, Any]]:
 def write_json(path: Path, content: BaseModel | Any) -> None:
     """Write a record so that a reader sees all of it or nothing, and so that it survives a power cut."""
     text = content.model_dump_json(indent=1) if isinstance(content, BaseModel) else json.dumps(content, indent=1)
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` when it is whole and on the disk, and is gone if that fails."""
     temporary = path.with_suffix(f".{os.getpid()}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_study(run: RunFolder, config: StudyConfig) -> None:

@@ -119,7 +119,7 @@ class Result:
     measurement: Measurement | None = None
     estimate: Estimate | None = None
     violations: dict[str, float] = field(default_factory=dict)
-    steps_before: int | None = None
+    steps_before: int = 0
     """Training steps that came before the plan's own, where no parent tells."""
 
 

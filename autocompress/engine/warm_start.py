@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 from autocompress.config import StudyConfig
 from autocompress.engine.guided import Guide, Targets
-from autocompress.engine.run_folder import RunFolder, run_config, write_json
+from autocompress.engine.run_folder import RunFolder, run_config, write_json, written_whole
 from autocompress.engine.space import NamedPlan
 from autocompress.engine.space_front import space_front
 from autocompress.errors import AutocompressError
@@ -115,9 +114,5 @@ def take_answers_(folder: Path, other: RunFolder) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    partial = target.with_suffix(".partial")
-    with source.open("rb") as read, partial.open("wb") as write:
+    with source.open("rb") as read, written_whole(target) as write:
         shutil.copyfileobj(read, write)
-        write.flush()
-        os.fsync(write.fileno())
-    partial.replace(target)

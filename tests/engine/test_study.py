@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from searches import (
     HEAD,
     MODEL_SPACE,
+    SPACE,
     copied,
     finish_in_own_process,
     lasting,
@@ -64,13 +65,7 @@ steps = 7
 batch_size = 32
 views = 2
 continued_fraction = 0.3
-continued_members = 2
-[space]
-precision = ["w8a8", "w4a8"]
-sparsity = [0.0, 0.5]
-[target]
-training_threads = 1
-"""
+continued_members = 2{SPACE}"""
 OBVIOUS = ["uncompressed", "plain int8", f"uniform {EIGHT_BITS}, 50% pruned", "uniform w4a8, 50% pruned"]
 
 
