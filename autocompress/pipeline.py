@@ -27,7 +27,14 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Accuracy, Parity, Score
 from autocompress.compression.architecture import drop_blocks, inherit_weights_
-from autocompress.compression.distillation import Acceleration, Schedule, Teacher, mark_features_, train_
+from autocompress.compression.distillation import (
+    Acceleration,
+    Schedule,
+    Teacher,
+    mark_features_,
+    seconds_per_step,
+    train_,
+)
 from autocompress.compression.elastic import Member, SharedWeights, make_member
 from autocompress.compression.inner_widths import InnerWidth, find_inner_widths
 from autocompress.compression.pruning import find_groups, kept_units, with_units
@@ -62,6 +69,7 @@ QUANTIZED_RATE = 0.15
 batch norm folded nothing keeps large steps from growing (docs/log.md)."""
 QUANTIZED_STEPS = 600
 """Of the quantised phase at most: what rounding costs is won back soon."""
+PROBED_STEPS = 9
 
 Guard = Callable[[], AbstractContextManager[object]]
 
@@ -199,14 +207,11 @@ def finish(
     Raises:
         TrialFailed: the loss diverges, or the trained tensors do not fit the graph.
     """
-    quantized = any(p.weight_bits for p in plan.quantization.precisions.values())
     settings = bench.training
-    wished = plan.training.quantized_fraction
-    share = (settings.quantized_fraction if wished is None else wished) if quantized else 0.0
-    quantized_steps = min(round(plan.training.steps * share), QUANTIZED_STEPS)
+    rounded_steps = quantized_steps(settings, plan)
     full_rate = plan.training.learning_rate or settings.peak_rate(plan.architecture.family)
     with clock.stage("train"), _teaching(bench, clock):
-        _train(bench, draft.network, plan, plan.training.steps - quantized_steps, full_rate, settings.optimizer)
+        _train(bench, draft.network, plan, plan.training.steps - rounded_steps, full_rate, settings.optimizer)
         save_file(float_state(draft.network), checkpoint)
     deployable = deployable_of(draft.network, draft.traced, plan.quantization.precisions)
     attach_weight_quantizers_(deployable, plan.quantization.precisions)
@@ -215,11 +220,20 @@ def finish(
     mark_features_(deployable, classifier_name(draft.network))
     with clock.stage("train"), _teaching(bench, clock):
         rate = QUANTIZED_RATE * settings.learning_rate
-        _train(bench, deployable, plan, quantized_steps, rate, QUANTIZED[settings.optimizer])
+        _train(bench, deployable, plan, rounded_steps, rate, QUANTIZED[settings.optimizer])
     with clock.stage("export"):
         deployable.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         write_file(draft.graph, deployable, plan, path)
     return deployable
+
+
+def quantized_steps(settings: TrainingSection, plan: Plan) -> int:
+    """Steps at the end of a plan's training that have fake quantisation; none where no weights are rounded."""
+    if not any(precision.weight_bits for precision in plan.quantization.precisions.values()):
+        return 0
+    wished = plan.training.quantized_fraction
+    share = settings.quantized_fraction if wished is None else wished
+    return min(round(plan.training.steps * share), QUANTIZED_STEPS)
 
 
 @contextmanager
@@ -262,19 +276,33 @@ def deployable_of(
     return deployable
 
 
+def measured_step_s(bench: Bench, plan: Plan) -> float:
+    """Seconds of one step of a plan's training on this machine, which takes ten of them to find out.
+
+    Raises:
+        TrialFailed: the network's outputs are not finite.
+    """
+    rate = bench.training.peak_rate(plan.architecture.family)
+    schedule = _schedule(bench, plan, 0, rate, bench.training.optimizer)
+    return seconds_per_step(build_network(bench, plan), bench.data, schedule, PROBED_STEPS)
+
+
 def _train(bench: Bench, network: nn.Module, plan: Plan, steps: int, rate: float, optimizer: str) -> None:
-    settings = bench.training
-    schedule = Schedule(
+    schedule = _schedule(bench, plan, steps, rate, optimizer)
+    train_(network, bench.data, bench.teacher, plan.distillation, schedule, bench.training.views)
+
+
+def _schedule(bench: Bench, plan: Plan, steps: int, rate: float, optimizer: str) -> Schedule:
+    return Schedule(
         steps=steps,
         learning_rate=rate,
-        batch_size=settings.batch_size,
-        weight_decay=settings.weight_decay,
+        batch_size=bench.training.batch_size,
+        weight_decay=bench.training.weight_decay,
         seed=plan.seed,
         optimizer=optimizer,
         acceleration=bench.acceleration,
         each_batch=bench.each_batch,
     )
-    train_(network, bench.data, bench.teacher, plan.distillation, schedule, settings.views)
 
 
 def _calibration_batches(bench: Bench) -> Iterator[tuple[Tensor, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -460,6 +461,30 @@ def _with_decay_on_weights(parameters: list[nn.Parameter], weight_decay: float) 
     ]
 
 
+def seconds_per_step(model: nn.Module, data: TaskData, schedule: Schedule, steps: int) -> float:
+    """Median of ``steps`` training steps of ``model`` (unchanged), without a teacher; the first step, which warms up, and
+    waits for ``schedule.each_batch`` do not count.
+
+    Raises:
+        TrialFailed: what the model puts out is not finite.
+    """
+    seconds: list[float] = []
+
+    @contextmanager
+    def timed() -> Iterator[None]:
+        with schedule.each_batch():
+            began = time.perf_counter()
+            yield
+            if schedule.acceleration.device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+
+    # at a rate that changes nothing, so that no number runs away
+    probe = replace(schedule, steps=1 + steps, learning_rate=1e-9, each_batch=timed)
+    train_(copy.deepcopy(model), data, None, DistillationSpec(), probe, views=1)
+    return statistics.median(seconds[1:])
+
+
 def fastest_acceleration(model: nn.Module, data: TaskData, schedule: Schedule) -> Acceleration:
     """Time a few training steps of ``model`` (unchanged) in each mode and return the fastest.
 
@@ -468,12 +493,7 @@ def fastest_acceleration(model: nn.Module, data: TaskData, schedule: Schedule) -
     """
 
     def seconds(mode: Acceleration) -> float:
-        student = copy.deepcopy(model)
-        timed = replace(schedule, steps=1, acceleration=mode)
-        train_(student, data, None, DistillationSpec(), timed, views=1)
-        start = time.perf_counter()
-        train_(student, data, None, DistillationSpec(), replace(timed, steps=2), views=1)
-        return time.perf_counter() - start
+        return seconds_per_step(model, data, replace(schedule, acceleration=mode), steps=2)
 
     if torch.cuda.is_available():
         return Acceleration(bfloat16=torch.cuda.is_bf16_supported(), channels_last=True, device="cuda")

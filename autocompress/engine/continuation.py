@@ -16,6 +16,8 @@ from autocompress.candidate import Candidate
 from autocompress.config import TrainingSection
 from autocompress.engine.expectation import can_go_on
 from autocompress.engine.pareto import hypervolume, objective_vector
+from autocompress.pipeline import quantized_steps
+from autocompress.plan import Plan, TrainingSpec
 
 HOPED_FOR_SHARE = 0.5
 """Share of its drop that a member is expected to keep when trained on; only ranks members by it."""
@@ -29,6 +31,27 @@ def continued_rate(training: TrainingSection, family: str, before: int, steps: i
     what only a long training wins back (docs/log.md).
     """
     return training.peak_rate(family) * min(1.0, steps / (NEW_START * before))
+
+
+def continued_training(
+    settings: TrainingSection, goes_on: Candidate, file: Plan, steps: int, start: str
+) -> TrainingSpec:
+    """The training of what goes on for ``steps`` more.
+
+    A file's float weights are those before they were rounded, so its quantised phase is to be made anew: with no fewer
+    steps than it had, if there are so many (docs/log.md).
+
+    Args:
+        goes_on: a trained candidate, or an estimate of less of one.
+        file: plan of the trained one, whose weights it begins with.
+        start: digest of the weights.
+    """
+    rate = continued_rate(settings, goes_on.plan.architecture.family, goes_on.total_steps, steps)
+    training = TrainingSpec(steps=steps, start=start, learning_rate=rate)
+    least = min(steps, quantized_steps(settings, file))
+    if quantized_steps(settings, goes_on.plan.model_copy(update={"training": training})) >= least:
+        return training
+    return training.model_copy(update={"quantized_fraction": least / steps})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Made once by each process; tables and shared weights lie in the run folder, so t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from autocompress.analysis import Analysis
@@ -32,6 +33,7 @@ from autocompress.engine.warm_start import (
 )
 from autocompress.errors import TrialFailed, first_line
 from autocompress.file_lock import exclusive
+from autocompress.pipeline import measured_step_s
 from autocompress.plan import DistillationSpec, Plan
 
 USUAL_STEP = StepTime(0.02, 1.5e-9)
@@ -70,17 +72,34 @@ class Ladder:
         """Multiplications of a plan, over the base's."""
         return self.predictor.macs(plan) / self.predictor.macs(Plan())
 
+    def step_s(self, candidates: Sequence[Candidate], plan: Plan) -> float:
+        """Seconds of a step of a plan's training; measured on its network where nothing of its family was trained here:
+        a step of the shared weights has parts of its own.
+        """
+        family = plan.architecture.family
+        if not self._trained_here(candidates, family):
+            with suppress(TrialFailed):
+                return measured_step_s(self.session.bench, plan)
+        return self.step_time(candidates, family).seconds(self.predictor.macs(plan))
+
     def step_time(self, candidates: Sequence[Candidate], family: str) -> StepTime:
         """Of the family's files, else of shared weights."""
-        files = [c for c in candidates if c.state is State.COMPLETE and c.plan.training.steps > 0]
-        files = [c for c in files if c.origin is not Origin.TAKEN]  # which were trained elsewhere
-        files = [c for c in files if c.plan.training.quantized_fraction is None]  # whose steps take longer
         record = self.shared.record()
         shared = [record[name] for name in (family, *record) if name in record and record[name]["macs"]]
-        own = [c for c in files if c.plan.architecture.family == family] or ([] if shared else files)
+        own = self._trained_here(candidates, family)
+        if not own and not shared:
+            own = self._trained_here(candidates)
         seen = [(self.predictor.macs(c.plan), c.stage_seconds["train"] / c.plan.training.steps) for c in own]
         seen = seen or [(entry["macs"], entry["seconds_per_step"]) for entry in shared[:1]]
         return fit_step_time(seen) if seen else USUAL_STEP
+
+    @staticmethod
+    def _trained_here(candidates: Sequence[Candidate], family: str | None = None) -> list[Candidate]:
+        """Files whose trainings say how long a step takes; None of all families."""
+        files = [c for c in candidates if c.state is State.COMPLETE and c.plan.training.steps > 0]
+        files = [c for c in files if c.origin is not Origin.TAKEN]  # which were trained elsewhere
+        files = [c for c in files if c.plan.training.quantized_fraction is None]  # whose steps take longer
+        return [c for c in files if family in (None, c.plan.architecture.family)]
 
     def _figures(self, candidate: Candidate) -> tuple[float, float]:
         """Multiplications of a candidate, and the drop in points that it comes near in the end."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.config import TrainingSection
-from autocompress.engine.continuation import continued_rate
+from autocompress.engine.continuation import continued_training
 from autocompress.engine.estimating import START_UP_ESTIMATES
 from autocompress.engine.expectation import Curves
 from autocompress.engine.ladder import Ladder
@@ -121,10 +121,8 @@ def training_of(
         steps: that fit into the time.
         start: digest of the weights.
     """
-    family = parent.plan.architecture.family
     if origin is Origin.CONTINUED:
-        rate = continued_rate(settings, family, parent.total_steps, steps)
-        return TrainingSpec(steps=steps, start=start, learning_rate=rate)
+        return continued_training(settings, parent, (trained or parent).plan, steps, start)
     if trained is None:
         return TrainingSpec(steps=steps, start=start)
     # what is left of a trained network is no random start

@@ -165,5 +165,4 @@ def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, se
     """
     if ladder.session.config.study.timeout_s is None:
         return plan.training.steps * (LONGER if action in ("train_on", "polish") else 1)
-    step = ladder.step_time(candidates, plan.architecture.family)
-    return affordable_steps(ladder.session.bench, seconds, step.seconds(ladder.predictor.macs(plan)))
+    return affordable_steps(ladder.session.bench, seconds, ladder.step_s(candidates, plan))

@@ -30,7 +30,7 @@ from autocompress.engine.baseline import (
     validation_answers,
 )
 from autocompress.engine.climb import climb
-from autocompress.engine.continuation import Continuation, continued_rate, next_continuation
+from autocompress.engine.continuation import Continuation, continued_training, next_continuation
 from autocompress.engine.events import Watcher
 from autocompress.engine.ladder import Ladder, first_plans, make_ladder
 from autocompress.engine.pareto import front
@@ -56,7 +56,6 @@ from autocompress.errors import ConfigError, RunError, StudyFailed
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
 from autocompress.pipeline import answers, compare
-from autocompress.plan import TrainingSpec
 
 LEAST_STEPS = 20
 """Fewer steps than this are not worth an export."""
@@ -227,8 +226,7 @@ def _has_time_for_another(session: Session, candidates: Sequence[Candidate]) -> 
 
 def _enqueue_continuation(session: Session, parent: Candidate, steps: int) -> None:
     start = state_digest(load_file(session.run.checkpoint(parent.trial)))
-    rate = continued_rate(session.config.training, parent.plan.architecture.family, parent.total_steps, steps)
-    training = TrainingSpec(steps=steps, start=start, learning_rate=rate)
+    training = continued_training(session.config.training, parent, parent.plan, steps, start)
     plan = parent.plan.model_copy(update={"training": training, "seed": parent.plan.seed + NEXT_SEED})
     original = session.study.get_trials(deepcopy=False)[parent.trial]
     session.study.enqueue_trial(

@@ -23,7 +23,7 @@ SPEEDUPS, FACTORS = (1.15, 1.5, 2.1), (1.25, 1.7, 2.4)
 """Targets of the solver's plans, in units of the limits."""
 WIDE = (1.2, 2.5, 5.0)
 """The same where no limit says how far to go: some base loses nothing at the first, another all it knows at the last."""
-LOOK_S, LOOK_SHARE = 20.0, 0.02
+LOOK_S, LOOK_SHARE = 60.0, 0.02
 """Time to look for members of the model space, at most: seconds, and share of the study's."""
 TRAIN_DIGEST = "train.sha256"
 SECTIONS = ("model", "data", "task", "training", "space", "target")

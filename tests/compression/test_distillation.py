@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -30,6 +31,7 @@ from autocompress.compression.distillation import (
     hint_loss,
     index_stream,
     mark_features_,
+    seconds_per_step,
     train_,
     worthwhile_views,
 )
@@ -565,6 +567,34 @@ def test_modes_train_like_plain_float32(mode: Acceleration, digits: TaskData, tr
         expected, found = (model(*digits.training_inputs(rows, 0)) for model in (plain, quick))
     tolerance = 0.05 if mode.bfloat16 else 1e-3
     assert float((found - expected).abs().max() / expected.abs().max()) < tolerance
+
+
+class Slow(nn.Module):
+    """A network whose every forward pass takes a known time at least."""
+
+    def __init__(self, network: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.network, self.seconds = network, seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return self.network(x)  # type: ignore[no-any-return]
+
+
+def test_a_step_is_timed_on_a_copy_without_what_it_waits_for(digits: TaskData, trained: nn.Module) -> None:
+    waits = []
+
+    @contextlib.contextmanager
+    def guard() -> Iterator[None]:
+        waits.append(time.sleep(2.0))
+        yield
+
+    before = copy.deepcopy(trained.state_dict())
+    schedule = Schedule(steps=500, learning_rate=1e30, batch_size=32, weight_decay=0.0, seed=0, each_batch=guard)
+    seconds = seconds_per_step(Slow(trained, 0.05), digits, schedule, steps=3)
+    assert len(waits) == 4  # the first warms up
+    assert 0.05 <= seconds < 2.0
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
 def test_the_fastest_mode_is_found_on_a_copy(digits: TaskData, trained: nn.Module) -> None:

@@ -10,8 +10,8 @@ from autocompress.candidate import Candidate, Estimate, Origin, State
 from autocompress.config import TrainingSection
 from autocompress.engine.expectation import Curves
 from autocompress.engine.next_training import loses, needed_s, short_training_s, training_of
-from autocompress.pipeline import QUANTIZED_STEPS
-from autocompress.plan import ArchitectureSpec, Plan, Precision, PruningSpec, QuantizationSpec
+from autocompress.pipeline import QUANTIZED_STEPS, quantized_steps
+from autocompress.plan import ArchitectureSpec, Plan, Precision, PruningSpec, QuantizationSpec, TrainingSpec
 
 SETTINGS = TrainingSection(steps=300)
 START = "a" * 64
@@ -28,7 +28,13 @@ def candidate(
     return Candidate(trial=trial, origin=Origin.PROMOTED, state=state, plan=plan, total_steps=steps)
 
 
-FILE = candidate(1, State.COMPLETE, Precision.W8A8, steps=1000)
+def trained_for(c: Candidate, steps: int, fraction: float | None = None) -> Candidate:
+    training = TrainingSpec(steps=steps, quantized_fraction=fraction)
+    return c.model_copy(update={"plan": c.plan.model_copy(update={"training": training})})
+
+
+FILE = trained_for(candidate(1, State.COMPLETE, Precision.W8A8, steps=1000), 1000)
+UNROUNDED = candidate(4, State.COMPLETE, Precision.FLOAT32, steps=1000)
 FINER = candidate(2, State.ESTIMATED, Precision.W4A8)
 SMALLER = candidate(3, State.ESTIMATED, Precision.W4A8, ("stage1.0",))
 
@@ -54,7 +60,27 @@ def test_a_file_that_is_trained_on_has_a_rate_by_its_length() -> None:
     short, long = (training_of(SETTINGS, FILE, None, Origin.CONTINUED, steps, START) for steps in (150, 3000))
     assert short.learning_rate == pytest.approx(0.1 * SETTINGS.learning_rate)
     assert long.learning_rate == SETTINGS.learning_rate
-    assert short.quantized_fraction is long.quantized_fraction is None
+
+
+@pytest.mark.parametrize("trained, fraction", [(1000, None), (9000, None), (220, 1.0), (40, None)])
+@pytest.mark.parametrize("steps", [60, 150, 500, 900, 3000])
+@pytest.mark.parametrize("less", [False, True])
+def test_a_file_is_rounded_anew_with_no_fewer_steps_than_before(
+    trained: int, fraction: float | None, steps: int, less: bool
+) -> None:
+    file = trained_for(FILE, trained, fraction)
+    goes_on = FINER.model_copy(update={"total_steps": file.total_steps}) if less else file
+    training = training_of(SETTINGS, goes_on, file if less else None, Origin.CONTINUED, steps, START)
+    before = quantized_steps(SETTINGS, file.plan)
+    made = quantized_steps(SETTINGS, file.plan.model_copy(update={"training": training}))
+    assert training.steps == steps
+    assert made == max(min(before, steps), min(round(0.3 * steps), QUANTIZED_STEPS))
+
+
+def test_what_was_not_rounded_is_trained_on_as_the_study_says() -> None:
+    assert training_of(SETTINGS, UNROUNDED, None, Origin.CONTINUED, 150, START).quantized_fraction is None
+    never = SETTINGS.model_copy(update={"quantized_fraction": 0.0})
+    assert training_of(never, FILE, None, Origin.CONTINUED, 150, START).quantized_fraction is None
 
 
 def test_what_goes_on_as_less_of_a_file_has_the_rate_of_one_that_goes_on() -> None:

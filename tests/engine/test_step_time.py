@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from benches import make_bench
@@ -9,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from autocompress.candidate import Candidate, Origin, State
 from autocompress.data.task import TaskData
+from autocompress.engine.ladder import Ladder
 from autocompress.engine.step_time import FIXED_SHARE, affordable_steps, fit_step_time
+from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 
 MACS = st.floats(1e3, 1e12)
 SECONDS = st.floats(1e-4, 10.0)
@@ -59,3 +64,24 @@ def test_what_the_teacher_still_has_to_answer_is_taken_from_the_time(trained: nn
 
 def test_no_time_has_no_steps(trained: nn.Module, digits: TaskData) -> None:
     assert affordable_steps(make_bench(trained, digits), -3.0, 0.5) == 0
+
+
+@pytest.mark.parametrize("trained_in", [None, "space", "base"])
+def test_a_step_is_measured_until_a_file_of_its_family_says_how_long_it_takes(
+    trained_in: str | None, trained: nn.Module, digits: TaskData
+) -> None:
+    """What shared weights, or files of another family, say of it is a thousand times too much here."""
+    record = {"base": {"macs": 1e6, "seconds_per_step": 500.0}}
+    ladder = Ladder(
+        session=SimpleNamespace(bench=make_bench(trained, digits)),  # type: ignore[arg-type]
+        guide=SimpleNamespace(),  # type: ignore[arg-type]
+        predictor=SimpleNamespace(macs=lambda plan: 1e6),  # type: ignore[arg-type]
+        shared=SimpleNamespace(record=lambda: record),  # type: ignore[arg-type]
+    )
+    choices = {"depth": 1} if trained_in == "space" else {}
+    plan = Plan(
+        architecture=ArchitectureSpec(family=trained_in or "base", choices=choices), training=TrainingSpec(steps=2)
+    )
+    file = Candidate(trial=1, origin=Origin.PROMOTED, state=State.COMPLETE, plan=plan, stage_seconds={"train": 800.0})
+    found = ladder.step_s([] if trained_in is None else [file], Plan())
+    assert found == pytest.approx(400.0) if trained_in == "base" else 0 < found < 100
