@@ -32,7 +32,7 @@ from autocompress.compression.distillation import (
     Schedule,
     Teacher,
     mark_features_,
-    seconds_per_step,
+    seconds_per_step_,
     train_,
 )
 from autocompress.compression.elastic import Member, SharedWeights, make_member
@@ -69,7 +69,8 @@ QUANTIZED_RATE = 0.15
 batch norm folded nothing keeps large steps from growing (docs/log.md)."""
 QUANTIZED_STEPS = 600
 """Of the quantised phase at most: what rounding costs is won back soon."""
-PROBED_STEPS = 9
+PROBED_STEPS = 6
+"""Of a network, to find out how long one takes."""
 
 Guard = Callable[[], AbstractContextManager[object]]
 
@@ -277,14 +278,15 @@ def deployable_of(
 
 
 def measured_step_s(bench: Bench, plan: Plan) -> float:
-    """Seconds of one step of a plan's training on this machine, which takes ten of them to find out.
+    """Seconds of one step of a plan's training on this machine, by :data:`PROBED_STEPS` of them.
 
     Raises:
         TrialFailed: the network's outputs are not finite.
     """
-    rate = bench.training.peak_rate(plan.architecture.family)
-    schedule = _schedule(bench, plan, 0, rate, bench.training.optimizer)
-    return seconds_per_step(build_network(bench, plan), bench.data, schedule, PROBED_STEPS)
+    settings = bench.training
+    schedule = _schedule(bench, plan, PROBED_STEPS, settings.learning_rate, settings.optimizer)
+    network = build_network(bench, plan)
+    return seconds_per_step_(network, bench.data, schedule, bench.teacher, plan.distillation, settings.views)
 
 
 def _train(bench: Bench, network: nn.Module, plan: Plan, steps: int, rate: float, optimizer: str) -> None:

@@ -461,28 +461,41 @@ def _with_decay_on_weights(parameters: list[nn.Parameter], weight_decay: float) 
     ]
 
 
-def seconds_per_step(model: nn.Module, data: TaskData, schedule: Schedule, steps: int) -> float:
-    """Median of ``steps`` training steps of ``model`` (unchanged), without a teacher; the first step, which warms up, and
-    waits for ``schedule.each_batch`` do not count.
+def seconds_per_step_(
+    student: nn.Module,
+    data: TaskData,
+    schedule: Schedule,
+    teacher: Teacher | None = None,
+    spec: DistillationSpec | None = None,
+    views: int = 1,
+) -> float:
+    """Mean of ``schedule.steps`` training steps in place, at a rate that teaches nothing, after one that warms up.
+
+    Neither waits for ``schedule.each_batch`` count, nor answers of the teacher that are remembered from then on.
+
+    Args:
+        schedule: its rate is not used.
 
     Raises:
-        TrialFailed: what the model puts out is not finite.
+        TrialFailed: what the student puts out is not finite.
     """
     seconds: list[float] = []
+
+    def taught_s() -> float:
+        return 0.0 if teacher is None else teacher.seconds
 
     @contextmanager
     def timed() -> Iterator[None]:
         with schedule.each_batch():
-            began = time.perf_counter()
+            began = time.perf_counter() - taught_s()
             yield
             if schedule.acceleration.device == "cuda":
                 torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - taught_s() - began)
 
-    # at a rate that changes nothing, so that no number runs away
-    probe = replace(schedule, steps=1 + steps, learning_rate=1e-9, each_batch=timed)
-    train_(copy.deepcopy(model), data, None, DistillationSpec(), probe, views=1)
-    return statistics.median(seconds[1:])
+    probe = replace(schedule, steps=1 + schedule.steps, learning_rate=1e-9, each_batch=timed)
+    train_(student, data, teacher, spec or DistillationSpec(), probe, views)
+    return statistics.fmean(seconds[1:])
 
 
 def fastest_acceleration(model: nn.Module, data: TaskData, schedule: Schedule) -> Acceleration:
@@ -493,7 +506,7 @@ def fastest_acceleration(model: nn.Module, data: TaskData, schedule: Schedule) -
     """
 
     def seconds(mode: Acceleration) -> float:
-        return seconds_per_step(model, data, replace(schedule, acceleration=mode), steps=2)
+        return seconds_per_step_(copy.deepcopy(model), data, replace(schedule, steps=2, acceleration=mode))
 
     if torch.cuda.is_available():
         return Acceleration(bfloat16=torch.cuda.is_bf16_supported(), channels_last=True, device="cuda")

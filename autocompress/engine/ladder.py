@@ -52,6 +52,7 @@ class Ladder:
     shared: Shared
     overhead_s: float = USUAL_OVERHEAD_S
     _known: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _probed: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def curves(self, candidates: Sequence[Candidate]) -> Curves:
         """What is left of drops after more training, by all that was trained so far."""
@@ -73,33 +74,33 @@ class Ladder:
         return self.predictor.macs(plan) / self.predictor.macs(Plan())
 
     def step_s(self, candidates: Sequence[Candidate], plan: Plan) -> float:
-        """Seconds of a step of a plan's training; measured on its network where nothing of its family was trained here:
+        """Seconds of a step of a plan's training. The first one of its family is measured where no file was trained here:
         a step of the shared weights has parts of its own.
         """
-        family = plan.architecture.family
-        if not self._trained_here(candidates, family):
-            with suppress(TrialFailed):
-                return measured_step_s(self.session.bench, plan)
-        return self.step_time(candidates, family).seconds(self.predictor.macs(plan))
+        family, macs = plan.architecture.family, self.predictor.macs(plan)
+        if family not in self._probed and not self._trained_here(candidates, family):
+            # whatever goes wrong will go wrong in the training as well, which is recorded
+            with suppress(Exception):
+                self._probed[family] = macs, measured_step_s(self.session.bench, plan)
+        return self.step_time(candidates, family).seconds(macs)
 
     def step_time(self, candidates: Sequence[Candidate], family: str) -> StepTime:
-        """Of the family's files, else of shared weights."""
+        """Of the family's files, else of what was measured, else of shared weights."""
         record = self.shared.record()
         shared = [record[name] for name in (family, *record) if name in record and record[name]["macs"]]
         own = self._trained_here(candidates, family)
-        if not own and not shared:
-            own = self._trained_here(candidates)
         seen = [(self.predictor.macs(c.plan), c.stage_seconds["train"] / c.plan.training.steps) for c in own]
+        seen = seen or [probed for name, probed in self._probed.items() if name == family]
         seen = seen or [(entry["macs"], entry["seconds_per_step"]) for entry in shared[:1]]
         return fit_step_time(seen) if seen else USUAL_STEP
 
     @staticmethod
-    def _trained_here(candidates: Sequence[Candidate], family: str | None = None) -> list[Candidate]:
-        """Files whose trainings say how long a step takes; None of all families."""
+    def _trained_here(candidates: Sequence[Candidate], family: str) -> list[Candidate]:
+        """Files of a family whose trainings say how long a step takes."""
         files = [c for c in candidates if c.state is State.COMPLETE and c.plan.training.steps > 0]
         files = [c for c in files if c.origin is not Origin.TAKEN]  # which were trained elsewhere
         files = [c for c in files if c.plan.training.quantized_fraction is None]  # whose steps take longer
-        return [c for c in files if family in (None, c.plan.architecture.family)]
+        return [c for c in files if c.plan.architecture.family == family]
 
     def _figures(self, candidate: Candidate) -> tuple[float, float]:
         """Multiplications of a candidate, and the drop in points that it comes near in the end."""

@@ -39,7 +39,7 @@ from autocompress.engine.session import ask
 from autocompress.engine.time_left import training_time_left_s
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
-from autocompress.pipeline import QUANTIZED_STEPS
+from autocompress.pipeline import QUANTIZED_STEPS, quantized_steps
 from autocompress.plan import TrainingSpec
 
 LEAST_STEPS = {"promote": 40, "reduce": 40, "train_on": 60, "polish": 60}
@@ -90,10 +90,14 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     if parent is None:
         return None
     steps = steps_within(ladder, candidates, parent.plan, seconds, action)
-    if steps < min(LEAST_STEPS[action], parent.plan.training.steps):
-        return None
     lender = parent.parent if parent.state is State.ESTIMATED else None
     trained = None if lender is None else read_candidate(session.run, lender)
+    least = min(LEAST_STEPS[action], parent.plan.training.steps)
+    if origin is Origin.CONTINUED:
+        # steps that round it anew and no others leave its weights as they are
+        least += quantized_steps(session.config.training, (trained or parent).plan)
+    if steps < least:
+        return None
     start = session.run.checkpoint(parent.trial)
     digest = (
         state_digest(load_file(start)) if start.is_file() else ladder.shared.write_start(parent.plan, start, trained)

@@ -165,4 +165,6 @@ def steps_within(ladder: Ladder, candidates: Sequence[Candidate], plan: Plan, se
     """
     if ladder.session.config.study.timeout_s is None:
         return plan.training.steps * (LONGER if action in ("train_on", "polish") else 1)
+    if seconds <= 0:
+        return 0
     return affordable_steps(ladder.session.bench, seconds, ladder.step_s(candidates, plan))

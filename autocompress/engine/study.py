@@ -55,7 +55,7 @@ from autocompress.engine.workers import sweep, working
 from autocompress.errors import ConfigError, RunError, StudyFailed
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
-from autocompress.pipeline import answers, compare
+from autocompress.pipeline import answers, compare, quantized_steps
 
 LEAST_STEPS = 20
 """Fewer steps than this are not worth an export."""
@@ -211,7 +211,8 @@ def _prepare_next(
         )
         if continuation is not None:
             steps = _affordable_steps(session, continuation, usual_overhead_s(candidates))
-            if steps >= LEAST_STEPS:
+            # steps that round it anew and no others leave its weights as they are
+            if steps >= LEAST_STEPS + quantized_steps(session.config.training, continuation.parent.plan):
                 _enqueue_continuation(session, continuation.parent, steps)
                 return True
     return has_time

@@ -31,7 +31,7 @@ from autocompress.compression.distillation import (
     hint_loss,
     index_stream,
     mark_features_,
-    seconds_per_step,
+    seconds_per_step_,
     train_,
     worthwhile_views,
 )
@@ -570,18 +570,30 @@ def test_modes_train_like_plain_float32(mode: Acceleration, digits: TaskData, tr
 
 
 class Slow(nn.Module):
-    """A network whose every forward pass takes a known time at least."""
+    """A network whose every forward pass takes a known time at least, and the first one much longer."""
 
-    def __init__(self, network: nn.Module, seconds: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.seconds = network, seconds
+        self.network, self.passes = network, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.seconds)
+        time.sleep(0.02 if self.passes else 3.0)
+        self.passes += 1
         return self.network(x)  # type: ignore[no-any-return]
 
 
-def test_a_step_is_timed_on_a_copy_without_what_it_waits_for(digits: TaskData, trained: nn.Module) -> None:
+class SlowTeacher(Teacher):
+    """Answers that are not known yet take long."""
+
+    def _run(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        time.sleep(2.0)
+        return super()._run(inputs)
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_step_is_timed_with_all_that_it_has_to_do_each_time_and_nothing_else(
+    remembers: bool, digits: TaskData, trained: nn.Module
+) -> None:
     waits = []
 
     @contextlib.contextmanager
@@ -589,12 +601,18 @@ def test_a_step_is_timed_on_a_copy_without_what_it_waits_for(digits: TaskData, t
         waits.append(time.sleep(2.0))
         yield
 
-    before = copy.deepcopy(trained.state_dict())
-    schedule = Schedule(steps=500, learning_rate=1e30, batch_size=32, weight_decay=0.0, seed=0, each_batch=guard)
-    seconds = seconds_per_step(Slow(trained, 0.05), digits, schedule, steps=3)
-    assert len(waits) == 4  # the first warms up
-    assert 0.05 <= seconds < 2.0
-    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    student = Slow(copy.deepcopy(trained))
+    teacher = SlowTeacher(trained, digits, views=1, acceleration=Acceleration())
+    teacher.remembers = remembers
+    schedule = Schedule(steps=2, learning_rate=1e30, batch_size=32, weight_decay=0.0, seed=0, each_batch=guard)
+    seconds = seconds_per_step_(student, digits, schedule, teacher, DistillationSpec(alpha=0.9))
+    assert len(waits) == student.passes == 3  # the first warms up
+    if remembers:
+        assert 0.02 <= seconds < 1.5
+    else:
+        assert 2.02 <= seconds < 3.5  # the teacher is asked in every step
+    before = dict(trained.named_parameters())
+    assert all(torch.allclose(value, before[name], atol=1e-6) for name, value in student.network.named_parameters())
 
 
 def test_the_fastest_mode_is_found_on_a_copy(digits: TaskData, trained: nn.Module) -> None:

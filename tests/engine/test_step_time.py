@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,9 @@ from torch import nn
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.data.task import TaskData
 from autocompress.engine.ladder import Ladder
+from autocompress.engine.pace import steps_within
 from autocompress.engine.step_time import FIXED_SHARE, affordable_steps, fit_step_time
+from autocompress.pipeline import Bench
 from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
 
 MACS = st.floats(1e3, 1e12)
@@ -66,22 +69,55 @@ def test_no_time_has_no_steps(trained: nn.Module, digits: TaskData) -> None:
     assert affordable_steps(make_bench(trained, digits), -3.0, 0.5) == 0
 
 
-@pytest.mark.parametrize("trained_in", [None, "space", "base"])
-def test_a_step_is_measured_until_a_file_of_its_family_says_how_long_it_takes(
-    trained_in: str | None, trained: nn.Module, digits: TaskData
-) -> None:
-    """What shared weights, or files of another family, say of it is a thousand times too much here."""
+def file_of(family: str, seconds: float, fraction: float | None = None) -> Candidate:
+    architecture = ArchitectureSpec(family=family, choices={"depth": 1} if family == "space" else {})
+    plan = Plan(architecture=architecture, training=TrainingSpec(steps=2, quantized_fraction=fraction))
+    stages = {"train": seconds}
+    return Candidate(trial=1, origin=Origin.PROMOTED, state=State.COMPLETE, plan=plan, stage_seconds=stages)
+
+
+def ladder_of(bench: Bench) -> Ladder:
+    """What shared weights say of a step is a thousand times too much here."""
     record = {"base": {"macs": 1e6, "seconds_per_step": 500.0}}
-    ladder = Ladder(
-        session=SimpleNamespace(bench=make_bench(trained, digits)),  # type: ignore[arg-type]
+    return Ladder(
+        session=SimpleNamespace(bench=bench, config=SimpleNamespace(study=SimpleNamespace(timeout_s=60.0))),  # type: ignore[arg-type]
         guide=SimpleNamespace(),  # type: ignore[arg-type]
         predictor=SimpleNamespace(macs=lambda plan: 1e6),  # type: ignore[arg-type]
         shared=SimpleNamespace(record=lambda: record),  # type: ignore[arg-type]
     )
-    choices = {"depth": 1} if trained_in == "space" else {}
-    plan = Plan(
-        architecture=ArchitectureSpec(family=trained_in or "base", choices=choices), training=TrainingSpec(steps=2)
-    )
-    file = Candidate(trial=1, origin=Origin.PROMOTED, state=State.COMPLETE, plan=plan, stage_seconds={"train": 800.0})
-    found = ladder.step_s([] if trained_in is None else [file], Plan())
-    assert found == pytest.approx(400.0) if trained_in == "base" else 0 < found < 100
+
+
+@pytest.mark.parametrize("files", [[], [file_of("space", 800.0)], [file_of("base", 800.0, fraction=1.0)]])
+def test_a_step_is_measured_once_where_no_file_says_how_long_it_takes(
+    files: list[Candidate], trained: nn.Module, digits: TaskData
+) -> None:
+    ladder = ladder_of(make_bench(trained, digits))
+    found = ladder.step_s(files, Plan())
+    assert 0 < found < 10.0
+    assert steps_within(ladder, files, Plan(), 100.0, "promote") > 5  # where shared weights say none
+    assert ladder.step_s(files, Plan()) == found
+    assert ladder.step_time(files, "base").seconds(1e6) == pytest.approx(found)
+    assert ladder.step_time(files, "base").seconds(1e9) > found
+
+
+def test_what_files_of_the_family_say_goes_before(trained: nn.Module, digits: TaskData) -> None:
+    ladder = ladder_of(make_bench(trained, digits))
+    ladder.step_s([], Plan())
+    assert ladder.step_s([file_of("base", 800.0)], Plan()) == pytest.approx(400.0)
+
+
+def test_no_time_is_not_measured_in(trained: nn.Module, digits: TaskData) -> None:
+    ladder = ladder_of(make_bench(trained, digits))
+    assert steps_within(ladder, [], Plan(), -1.0, "promote") == 0
+    assert ladder.step_time([], "base").seconds(1e6) == pytest.approx(500.0)
+
+
+def test_a_network_that_fails_leaves_what_shared_weights_say(trained: nn.Module, digits: TaskData) -> None:
+    """Its failure is recorded by the training that follows."""
+
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise MemoryError("too large")
+
+    bench = replace(make_bench(trained, digits), base=Broken())
+    assert ladder_of(bench).step_s([], Plan()) == pytest.approx(500.0)
