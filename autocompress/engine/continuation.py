@@ -33,6 +33,13 @@ def continued_rate(training: TrainingSection, family: str, before: int, steps: i
     return training.peak_rate(family) * min(1.0, steps / (NEW_START * before))
 
 
+def least_steps(settings: TrainingSection, file: Plan, usual: int) -> int:
+    """Fewest steps for which a file goes on: as many as round it anew, which leave its weights as they are, and
+    ``usual`` others, or as many as it had.
+    """
+    return min(usual, file.training.steps) + quantized_steps(settings, file)
+
+
 def continued_training(
     settings: TrainingSection, goes_on: Candidate, file: Plan, steps: int, start: str
 ) -> TrainingSpec:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.compression.distillation import NEXT_SEED
 from autocompress.config import TrainingSection
-from autocompress.engine.continuation import continued_training
+from autocompress.engine.continuation import continued_training, least_steps
 from autocompress.engine.estimating import START_UP_ESTIMATES
 from autocompress.engine.expectation import Curves
 from autocompress.engine.ladder import Ladder
@@ -39,7 +39,7 @@ from autocompress.engine.session import ask
 from autocompress.engine.time_left import training_time_left_s
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
-from autocompress.pipeline import QUANTIZED_STEPS, quantized_steps
+from autocompress.pipeline import QUANTIZED_STEPS
 from autocompress.plan import TrainingSpec
 
 LEAST_STEPS = {"promote": 40, "reduce": 40, "train_on": 60, "polish": 60}
@@ -94,8 +94,7 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     trained = None if lender is None else read_candidate(session.run, lender)
     least = min(LEAST_STEPS[action], parent.plan.training.steps)
     if origin is Origin.CONTINUED:
-        # steps that round it anew and no others leave its weights as they are
-        least += quantized_steps(session.config.training, (trained or parent).plan)
+        least = least_steps(session.config.training, (trained or parent).plan, LEAST_STEPS[action])
     if steps < least:
         return None
     start = session.run.checkpoint(parent.trial)

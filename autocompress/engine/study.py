@@ -30,7 +30,7 @@ from autocompress.engine.baseline import (
     validation_answers,
 )
 from autocompress.engine.climb import climb
-from autocompress.engine.continuation import Continuation, continued_training, next_continuation
+from autocompress.engine.continuation import Continuation, continued_training, least_steps, next_continuation
 from autocompress.engine.events import Watcher
 from autocompress.engine.ladder import Ladder, first_plans, make_ladder
 from autocompress.engine.pareto import front
@@ -55,7 +55,7 @@ from autocompress.engine.workers import sweep, working
 from autocompress.errors import ConfigError, RunError, StudyFailed
 from autocompress.file_lock import exclusive
 from autocompress.models import state_digest
-from autocompress.pipeline import answers, compare, quantized_steps
+from autocompress.pipeline import answers, compare
 
 LEAST_STEPS = 20
 """Fewer steps than this are not worth an export."""
@@ -211,8 +211,7 @@ def _prepare_next(
         )
         if continuation is not None:
             steps = _affordable_steps(session, continuation, usual_overhead_s(candidates))
-            # steps that round it anew and no others leave its weights as they are
-            if steps >= LEAST_STEPS + quantized_steps(session.config.training, continuation.parent.plan):
+            if steps >= least_steps(session.config.training, continuation.parent.plan, LEAST_STEPS):
                 _enqueue_continuation(session, continuation.parent, steps)
                 return True
     return has_time

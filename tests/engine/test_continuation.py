@@ -15,12 +15,15 @@ from autocompress.engine.continuation import (
     HOPED_FOR_SHARE,
     Continuation,
     continued_rate,
+    continued_training,
+    least_steps,
     next_continuation,
     promising,
     rounds,
 )
 from autocompress.engine.pareto import hypervolume, objective_vector
-from autocompress.plan import ArchitectureSpec, Plan, TrainingSpec
+from autocompress.pipeline import quantized_steps
+from autocompress.plan import ArchitectureSpec, Plan, Precision, QuantizationSpec, TrainingSpec
 
 PHASE_S = 1200.0
 
@@ -278,6 +281,25 @@ def test_greedy_is_within_its_bound_of_the_best_set(points: list[tuple[float, fl
 def test_of_those_that_add_nothing_the_smallest_drop_goes_first() -> None:
     candidates = [candidate(n, drop, 1.2, 1.2) for n, drop in enumerate((4.0, 1.0, 2.0))]
     assert [c.trial for c in promising(candidates, 3, by_family=False)] == [1, 2, 0]
+
+
+# The training
+
+
+@pytest.mark.parametrize("trained, fraction", [(7, None), (300, None), (9000, None), (220, 1.0)])
+@pytest.mark.parametrize("more", [0, 1, 500])
+def test_the_fewest_steps_that_go_on_train_before_they_round(trained: int, fraction: float | None, more: int) -> None:
+    section = TrainingSection()
+    plan = Plan(
+        quantization=QuantizationSpec(precisions={"layer": Precision.W4A8}),
+        training=TrainingSpec(steps=trained, quantized_fraction=fraction),
+    )
+    file = Candidate(trial=1, origin=Origin.PROMOTED, state=State.COMPLETE, plan=plan, total_steps=trained)
+    steps = least_steps(section, plan, 60) + more
+    training = continued_training(section, file, plan, steps, "a" * 64)
+    rounded = quantized_steps(section, plan.model_copy(update={"training": training}))
+    assert rounded >= quantized_steps(section, plan)
+    assert steps - rounded >= min(60, trained)
 
 
 # The rate

@@ -42,7 +42,7 @@ from autocompress.engine.next_training import enqueue_training
 from autocompress.engine.pace import KNEES, trained_for_long
 from autocompress.engine.pareto import front
 from autocompress.engine.promotion import knee_points, leaves
-from autocompress.engine.run_folder import RunFolder, read_analysis, read_candidates, read_facts
+from autocompress.engine.run_folder import RunFolder, read_analysis, read_candidates, read_facts, run_config
 from autocompress.engine.session import open_study
 from autocompress.engine.shared import Shared
 from autocompress.engine.study import open_session, search
@@ -50,7 +50,7 @@ from autocompress.engine.tables import Tables
 from autocompress.engine.trial import attempt
 from autocompress.engine.workers import working
 from autocompress.errors import ConfigError
-from autocompress.pipeline import Bench, build_network, draft, finish
+from autocompress.pipeline import Bench, build_network, draft, finish, quantized_steps
 from autocompress.plan import ArchitectureSpec, Plan, Precision, PruningSpec, QuantizationSpec
 from autocompress.stage_clock import StageClock
 from autocompress.weights import state_digest
@@ -180,6 +180,9 @@ def test_candidates_climb_from_estimates_to_files(finished: Finished) -> None:
         trained = parent if parent.parent is None or parent.state is State.COMPLETE else by_trial[parent.parent]
         assert trained.state is State.COMPLETE  # a file, or what an estimate takes away from one
         assert c.total_steps == parent.total_steps + c.plan.training.steps
+        settings = run_config(run).training
+        before, rounded = (quantized_steps(settings, plan) for plan in (trained.plan, c.plan))
+        assert before <= rounded < c.plan.training.steps
 
 
 @pytest.mark.slow

@@ -49,15 +49,16 @@ from autocompress.engine.run_folder import (
     read_baseline,
     read_candidates,
     read_facts,
+    run_config,
 )
 from autocompress.engine.session import make_space, open_study
 from autocompress.engine.study import failure_summary, search
 from autocompress.engine.tell import WORST_DROP_POINTS
 from autocompress.errors import ModelError, RunError, StudyFailed, UserError
-from autocompress.models import weights_digest
-from autocompress.pipeline import build_network, draft, finish
+from autocompress.pipeline import build_network, draft, finish, quantized_steps
 from autocompress.plan import Plan
 from autocompress.stage_clock import StageClock
+from autocompress.weights import state_digest, weights_digest
 
 STUDY = f"""{HEAD.replace('name = "tiny"', 'name = "tiny"' + chr(10) + 'engine = "plain"')}
 [training]
@@ -238,6 +239,10 @@ def test_front_members_are_trained_on_from_where_they_stopped(finished: tuple[Ru
         network = build_network_of(run, parent.plan)
         network.load_state_dict(load_file(run.checkpoint(parent.trial)))
         assert c.plan.training.start == weights_digest(network)
+        assert c.plan.training.start != state_digest(load_file(run.checkpoint(c.trial)))  # which learned something
+        settings = run_config(run).training
+        before, rounded = (quantized_steps(settings, plan) for plan in (parent.plan, c.plan))
+        assert before <= rounded < c.plan.training.steps
 
 
 @functools.cache
