@@ -93,9 +93,8 @@ def _climber(ladder: Ladder, candidates: Sequence[Candidate], action: str) -> di
     lender = parent.parent if parent.state is State.ESTIMATED else None
     trained = None if lender is None else read_candidate(session.run, lender)
     least = min(LEAST_STEPS[action], parent.plan.training.steps)
-    if (
-        origin is Origin.CONTINUED and session.config.study.timeout_s is not None
-    ):  # where files are counted, each is made
+    # where files are counted, each is made
+    if origin is Origin.CONTINUED and session.config.study.timeout_s is not None:
         least = least_steps(session.config.training, (trained or parent).plan, LEAST_STEPS[action])
     if steps < least:
         return None
