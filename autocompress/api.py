@@ -53,14 +53,14 @@ def search(
         budget: total time of the run, such as ``"30m"`` or seconds.
         trials: total number of trials; with ``budget``, whatever comes first.
         limits: the keys of ``[limits]``, such as ``{"max_accuracy_drop": 1.0, "min_speedup": 3.0}``.
-        out: the run's folder.
+        out: the run's folder, whose name the study has.
         seed: of everything random.
         train_base: train the network on the data before (``baseline = {"steps": ...}``).
         loss: (outputs, targets) -> scalar tensor, for another task than classification.
         metric: (outputs, targets) -> number of which more is better, instead of accuracy.
         quiet: print nothing.
-        sections: other sections of a study file by name, such as ``space={"sparsity": [0.0, 0.5]}`` or
-            ``training={"steps": 500}``.
+        sections: ``study``, ``baseline``, ``training``, ``space``, ``objective`` and ``target`` of a study file, such as
+            ``space={"sparsity": [0.0, 0.5]}`` or ``training={"steps": 500}``.
 
     Raises:
         UserError: the input is wrong; nothing is left behind.
@@ -81,6 +81,10 @@ def _config(
     seed: int,
     sections: Mapping[str, Mapping[str, Any]],
 ) -> StudyConfig:
+    if "task" in sections:
+        raise ConfigError("search(): a task is given by its functions; got a section task; use loss and metric")
+    if "train" in sections.get("baseline", {}):
+        raise ConfigError("search(): one argument says whether the base is trained; got baseline.train; use train_base")
     study = {"name": out.name, "timeout": budget, "trials": trials, "seed": seed} | dict(sections.get("study", {}))
     # the digest tells a run of another network apart
     source = {"source": LIVE, "arguments": {"class": type(model).__name__, "weights": weights_digest(model)}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -33,14 +34,14 @@ DataOption = Annotated[
 
 
 def main() -> None:
-    """Entry point: one line and status 2 for the user's mistakes, status 1 for anything else."""
+    """Entry point: one line and status 2 for what the user has to mend, status 1 for anything else."""
     if not sys.warnoptions:
         # libraries warn their developers; what a user must know is an error or a line of the command's own
         warnings.simplefilter("ignore")
     try:
         status = app(standalone_mode=False)
     except typer.TyperException as error:
-        _fail(error.format_message(), 2)
+        _fail(f"{error.format_message().rstrip('.')}; see autocompress --help", 2)
     except UserError as error:
         _fail(str(error), 2)
     except AutocompressError as error:
@@ -48,6 +49,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader has what it wanted; Python would complain at exit
         sys.exit(1)
+    except OSError as error:
+        _fail(
+            f"files must be readable and writable; {error}; correct the path or its rights, or make room on the disk", 2
+        )
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -79,7 +84,7 @@ def search(
     overrides = {"trials": trials, "timeout": timeout, "seed": seed}
     config = load_study(study, data, overrides)
     root = out or Path("runs") / config.study.name
-    resume = " ".join(["autocompress", *sys.argv[1:]])
+    resume = shlex.join(["autocompress", *sys.argv[1:]])
     run = _search(config, root, storage, resume, polish)
     _show_results(run)
 

@@ -150,7 +150,7 @@ class TaskSection(_Section):
 class BaselineSection(_Section):
     """``[baseline]``: training of a base that comes without weights for the task.
 
-    ``train`` says whether it is trained; by default it is where ``model.weights`` is not given.
+    ``train`` says whether it is trained; by default it is unless weights for the whole network were loaded.
     """
 
     train: bool | None = None
@@ -304,16 +304,18 @@ def load_study(path: Path, data_folder: str | None = None, overrides: Mapping[st
 
 def first_problem(error: ValidationError) -> str:
     """One line about the first thing that is wrong."""
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # an unknown key is the likely cause of a missing one
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     # A section and a key, then positions in lists; pydantic also names the branches of a union there.
     location = ".".join(str(part) for i, part in enumerate(problem["loc"]) if i < 2 or isinstance(part, int))
     if problem["type"] == "extra_forbidden":
         return _unknown_key(tuple(str(part) for part in problem["loc"]))
     if problem["type"] == "missing":
-        return f"{location} is required; add it to the study file"
+        return f"{location} is required; add it"
     message = _TOML_TYPES.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     shown = "" if isinstance(problem["input"], dict | BaseModel) else f"; got {problem['input']!r}"
-    return f"{location}: {message}{'' if 'got' in message else shown}; correct the study file"
+    return f"{location}: {message}{'' if 'got' in message else shown}; correct it"
 
 
 def _unknown_key(location: tuple[str, ...]) -> str:

@@ -194,7 +194,7 @@ def load_space(reference: str, arguments: Mapping[str, Any]) -> ModelSpace:
         ModelError: the reference does not import, the factory fails or returns no ModelSpace.
     """
     layers = import_nni()
-    space = _call(load_callable(reference, ModelError), reference, dict(arguments))
+    space = _call(load_callable(reference, ModelError, "the model space"), reference, dict(arguments))
     if not isinstance(space, layers.ModelSpace):
         raise ModelError(
             f"a model space is an nni.nas.nn.pytorch.ModelSpace; {reference} gave {type(space).__name__}; "

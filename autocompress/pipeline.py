@@ -58,6 +58,7 @@ from autocompress.layers import classifier_name, trace
 from autocompress.models import ModelSpace, freeze
 from autocompress.plan import Plan, Precision
 from autocompress.stage_clock import StageClock
+from autocompress.whole_file import written_whole
 
 EVALUATION_BATCH = 100
 CALIBRATION_BATCH = 64
@@ -333,9 +334,8 @@ def write_file(graph: onnx.ModelProto, deployable: torch.fx.GraphModule, plan: P
         for name, value in deployment_tensors(deployable).items()
         if name in stored
     }
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(strip(encode_weights(graph, layers, tensors)).SerializeToString())
-    temporary.replace(path)
+    with written_whole(path) as file:
+        file.write(strip(encode_weights(graph, layers, tensors)).SerializeToString())
 
 
 def answers(bench: Bench, path: Path, split: Split, plan: Plan) -> NDArray[Any]:

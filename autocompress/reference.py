@@ -14,8 +14,6 @@ from typing import Any
 
 from autocompress.errors import UserError
 
-REFERENCE_FORMS = "torchvision:NAME, package.module:factory or path/to/file.py:factory"
-
 
 def load_callable(reference: str, error: type[UserError], builds: str = "the network") -> Callable[..., Any]:
     """Import the function or class that a reference names.
@@ -31,7 +29,9 @@ def load_callable(reference: str, error: type[UserError], builds: str = "the net
     """
     place, _, attribute = reference.rpartition(":")
     if not place or not attribute:
-        raise error(f"a reference is {REFERENCE_FORMS}; got {reference!r}; add what is missing")
+        raise error(
+            f"{builds} is named as package.module:name or path/to/file.py:name; got {reference!r}; add what is missing"
+        )
     is_file = place.endswith(".py")
     if is_file and not Path(place).is_file():
         raise error(f"path/to/file.py:factory names a file; {place} does not exist; correct the path")

@@ -55,13 +55,17 @@ class Results:
         """Write the report page, one file that works offline; by default ``report.html`` in the run's folder.
 
         Raises:
-            RunError: the folder for it does not exist.
+            RunError: the folder for it does not exist, or the path is a folder.
         """
         from autocompress.report.page import write_report
 
         run, target = self.run, Path(path) if path is not None else self.run.report
         if not target.parent.is_dir():
             raise RunError(f"the report's folder must exist; {target.parent} does not; make it first")
+        if target.is_dir():
+            raise RunError(
+                f"the report is one file; {target} is a folder; name a file, such as {target / 'report.html'}"
+            )
         facts = read_facts(run) | {"analysis": read_analysis_content(run), "run_folder": str(run.root)}
         write_report(
             target,

@@ -19,6 +19,7 @@ from autocompress.candidate import Candidate
 from autocompress.config import StudyConfig, load_study
 from autocompress.deploy import timing
 from autocompress.engine import baseline
+from autocompress.engine.events import Silent
 from autocompress.engine.run_folder import RunFolder, write_study
 
 NETWORKS = Path(__file__).parent / "networks.py"
@@ -108,6 +109,16 @@ def with_replaced(text: str, replaced: dict[str, str]) -> str:
         assert old in text
         text = text.replace(old, new)
     return text
+
+
+class Notes(Silent):
+    """Remembers what was noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @contextlib.contextmanager

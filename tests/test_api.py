@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks import tiny_resnet
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import autocompress
 from autocompress.errors import ConfigError, DataError, ModelError, RunError
@@ -104,6 +105,9 @@ def broken() -> nn.Module:
         (lambda: tiny_resnet(num_classes=2), {"test": data()["train"]}, {}, DataError, "train"),
         (lambda: tiny_resnet(num_classes=2), data(), {"limits": {"min_speedups": 2}}, ConfigError, "min_speedup"),
         (lambda: tiny_resnet(num_classes=2), data(), {"trials": None}, ConfigError, "needs an end"),
+        (lambda: tiny_resnet(num_classes=2), data(), {"task": {"loss": "a:b"}}, ConfigError, "use loss and metric"),
+        (lambda: tiny_resnet(num_classes=2), data(), {"baseline": {"train": True}}, ConfigError, "use train_base"),
+        (lambda: tiny_resnet(num_classes=2), data(), {"loss": cross_entropy}, ConfigError, "metric is missing"),
     ],
 )
 def test_wrong_input_is_said_in_one_line_and_leaves_nothing(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -293,8 +294,10 @@ def test_spoilt_image_folders_are_refused(
         (["export", "nowhere", "--trial", "1", "-o", "x"], ["nowhere"]),
         (["verify", "nowhere"], ["nowhere"]),
         (["check", "nowhere.toml"], ["nowhere.toml"]),
+        (["search", "study.toml", "--out", "model.py/run"], ["model.py", "correct the path"]),
+        (["front", "model.py/run"], ["model.py"]),
         (["serach"], ["serach"]),
-        ([], ["ommand"]),
+        ([], ["ommand", "--help"]),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -344,6 +347,41 @@ def test_report_can_be_written_elsewhere(in_finished: Path, run_cli: Callable[..
     assert status == 0 and text.strip() == "elsewhere.html"
     assert "<html" in Path("elsewhere.html").read_text()
     refused(run_cli("report", "runs/tiny", "-o", "no/such/folder.html"), "no/such")
+    before = sorted(in_finished.iterdir())
+    refused(run_cli("report", "runs/tiny", "-o", "runs"), "runs is a folder", "runs/report.html")
+    assert sorted(in_finished.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("measurement.json", b'{"size_bytes": '),
+        ("measurement.json", None),
+        ("facts.json", b""),
+        ("analysis.json", b"\xff"),
+        ("validation_answers.npy", b"\x93NUMPY"),
+        ("weights.safetensors", b"{}"),
+    ],
+)
+def test_a_damaged_baseline_is_named(
+    in_finished: Path,
+    tmp_path: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+    name: str,
+    content: bytes | None,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree("runs/tiny", run)
+    path = run / "baseline" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    refused(
+        run_cli("search", "study.toml", "--out", str(run)),
+        str(path),
+        "missing" if content is None else "damaged",
+        "another folder",
+    )
+    if name != "validation_answers.npy" and name != "weights.safetensors":  # which only a search reads
+        refused(run_cli("report", str(run)), str(path))
 
 
 def test_an_exported_member_runs_and_verifies(
@@ -409,7 +447,14 @@ def test_check_reports_and_leaves_nothing(place: Path, run_cli: Callable[..., tu
     edited(place, "[space]", "[limits]\nmax_size_bytes = 10\nmin_speedup = 0.001\n[space]")
     status, text, _ = run_cli("check", "study.toml")
     assert status == 0
-    for fragment in ("10 classes", "prunable groups", "CANNOT be met", "can be met", "trials take"):
+    for fragment in (
+        "10 classes",
+        "prunable groups",
+        "training it for 120 steps",
+        "CANNOT be met",
+        "can be met",
+        "trials take",
+    ):
         assert fragment in text
     assert not (place / "runs").exists()
 

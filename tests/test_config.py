@@ -131,10 +131,13 @@ def test_plain_names_pass(tmp_path: Path, name: str) -> None:
 def test_a_section_that_is_missing_or_no_table(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_text('[study]\nname = "a"\ntrials = 1\n[model]\nsource = "a:b"\n')
-    with pytest.raises(ConfigError, match=r"data is required; add it to the study file$"):
+    with pytest.raises(ConfigError, match=r"data is required; add it$"):
         load_study(path)
-    path.write_text("data = 3\n" + path.read_text())
-    with pytest.raises(ConfigError, match=r"data: this must be a table; got 3; correct the study file$"):
+    path.write_text(path.read_text() + '[dta]\nsource = "c:d"\n')
+    with pytest.raises(ConfigError, match=r"unknown key dta; did you mean data\?$"):
+        load_study(path)
+    path.write_text("data = 3\n" + path.read_text().partition("[dta]")[0])
+    with pytest.raises(ConfigError, match=r"data: this must be a table; got 3; correct it$"):
         load_study(path)
 
 

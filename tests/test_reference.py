@@ -46,8 +46,8 @@ def test_a_function_of_an_installed_module_and_of_the_working_folder(
 @pytest.mark.parametrize(
     ("reference", "parts"),
     [
-        ("load", ["a reference is", "got 'load'", "add what is missing"]),
-        ("module:", ["a reference is", "got 'module:'"]),
+        ("load", ["the data is named as package.module:name", "got 'load'", "add what is missing"]),
+        ("module:", ["is named as", "got 'module:'"]),
         ("no.such.module:load", ["must import", "ModuleNotFoundError: No module named 'no'", "correct the name"]),
         ("no/such.py:load", ["names a file", "no/such.py does not exist", "correct the path"]),
         ("{file}:lod", ["has no 'lod'", "did you mean load?"]),

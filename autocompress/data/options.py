@@ -19,7 +19,7 @@ _TAKEN_BY = {
     "exclude_overlap": _TABLES,
     "image_size": _IMAGES,
 }
-_OF_IMAGES = ("image_size", "mean", "std", "augment")
+_OF_IMAGES = ("image_size", "mean", "std", "augment", "augment_padding")
 _OF_TEXTS = ("text_columns", "max_length", "validation_longest", "exclude_overlap")
 
 

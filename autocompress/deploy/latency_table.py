@@ -25,8 +25,10 @@ import onnxruntime as ort
 
 from autocompress.deploy.operator_timing import OperatorTimes, time_operators
 from autocompress.deploy.processor import instruction_sets, processor_model
+from autocompress.errors import ConfigError
 from autocompress.file_lock import exclusive
 from autocompress.operators import FLOAT32, Operator
+from autocompress.whole_file import written_whole
 
 CACHE_VARIABLE = "AUTOCOMPRESS_CACHE"
 """Names the folder of what is kept for the machine, instead of ``autocompress`` in the user's cache."""
@@ -87,6 +89,7 @@ class LatencyTable:
 
         Raises:
             TrialFailed: kind ``timing``; the operators cannot be timed.
+            ConfigError: the table's folder cannot be written.
         """
         wanted = list(operators)
         if self.missing(wanted):
@@ -99,10 +102,16 @@ class LatencyTable:
     def _add(self, measured: Sequence[Operator], times: OperatorTimes) -> None:
         ratios = {operator.key: ratio for operator, ratio in zip(measured, times.ratios, strict=True)}
         new = _Content(times.reference_ms, times.run_ms, ratios)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.path.with_suffix(".lock")):
-            self._content = _read(self.path).merged(self._content).merged(new)
-            _write(self.path, self._content)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.path.with_suffix(".lock")):
+                self._content = _read(self.path).merged(self._content).merged(new)
+                _write(self.path, self._content)
+        except OSError as error:
+            raise ConfigError(
+                f"the latency table is kept in a folder that can be written; {error}; "
+                f"set {CACHE_VARIABLE} to another folder"
+            ) from error
 
     @property
     def run_ms(self) -> float:
@@ -172,11 +181,9 @@ def _numbers(raw: dict[str, Any]) -> dict[str, float]:
 
 
 def _write(path: Path, content: _Content) -> None:
-    """A reader sees all of it or nothing."""
-    temporary = path.with_suffix(f".{os.getpid()}.partial")
-    text = {"reference_ms": content.reference_ms, "run_ms": content.run_ms, "ratios": content.ratios}
-    temporary.write_text(json.dumps(text, indent=1, sort_keys=True), encoding="utf-8")
-    temporary.replace(path)
+    values = {"reference_ms": content.reference_ms, "run_ms": content.run_ms, "ratios": content.ratios}
+    with written_whole(path) as file:
+        file.write(json.dumps(values, indent=1, sort_keys=True).encode())
 
 
 # --- the correction -----------------------------------------------------------------------------------------

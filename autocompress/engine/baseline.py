@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import os
 import platform
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import nn
 
 from autocompress.adapter import adapt, check_fit
@@ -42,6 +43,7 @@ from autocompress.engine.kept_answers import answers_folder, kept_answers
 from autocompress.engine.run_folder import (
     RunFolder,
     belongs,
+    of_baseline,
     read_analysis,
     read_baseline,
     write_json,
@@ -67,6 +69,7 @@ from autocompress.pipeline import (
 from autocompress.plan import DistillationSpec, Plan
 from autocompress.reference import load_callable
 from autocompress.stage_clock import StageClock
+from autocompress.whole_file import written_whole
 
 KEPT_BASES = ".bases"
 """Beside the run folders: bases that were trained, for later runs of the same data and settings."""
@@ -137,13 +140,13 @@ def load_task(config: StudyConfig) -> TaskData:
     data = load_data(section, config.study.seed, classification=task.loss is None)
     loss = None if task.loss is None else load_callable(task.loss, ConfigError, "the loss")
     metric = None if task.metric is None else load_callable(task.metric, ConfigError, "the metric")
-    if loss is not None and metric is None:
-        raise ConfigError("a task with a loss of its own is measured by its own metric; task.metric is missing; add it")
     return replace(data, loss=loss, metric=metric)
 
 
 def _check_task(base: nn.Module, data: TaskData) -> None:
     """Try loss and metric on the first examples."""
+    if data.loss is not None and data.metric is None:
+        raise ConfigError("a task with a loss of its own is measured by its own metric; task.metric is missing; add it")
     rows = torch.arange(min(8, len(data.validation)))
     targets = data.validation.labels[rows]
     with torch.no_grad():
@@ -230,9 +233,8 @@ def _make_run(run: RunFolder, inputs: Inputs, watcher: Watcher) -> None:
 
 def _keep(weights: Path, kept: Path) -> None:
     kept.parent.mkdir(exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}.partial")
-    shutil.copyfile(weights, partial)
-    partial.replace(kept)
+    with written_whole(kept) as file:
+        file.write(weights.read_bytes())
 
 
 def measure_baseline(run: RunFolder, inputs: Inputs, watcher: Watcher, kept: Path | None = None) -> None:
@@ -387,28 +389,41 @@ def test_answers(run: RunFolder, bench: Bench) -> NDArray[Any]:
     if not path.is_file():
         split = bench.data.test
         own = answers(bench, run.baseline / "model.onnx", split, Plan())
-        np.save(path, own)
         measurement = read_baseline(run).model_copy(update={"test": compare(bench.data, split, own, own)})
         write_json(run.baseline / "measurement.json", measurement)
-    return np.asarray(np.load(path, allow_pickle=False))
+        with written_whole(path) as file:  # last: where it is, nothing is done again
+            np.save(file, own, allow_pickle=False)
+    return of_baseline(run, path.name, _array)
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def validation_answers(run: RunFolder) -> NDArray[Any]:
     """The baseline's answers on the validation split."""
-    return np.asarray(np.load(run.baseline / "validation_answers.npy", allow_pickle=False))
+    return of_baseline(run, "validation_answers.npy", _array)
 
 
 def restore_base(run: RunFolder, inputs: Inputs) -> str:
     """Put the run's base weights into the model (it may have been trained); returns their digest."""
-    inputs.base.load_state_dict(load_file(run.baseline / "weights.safetensors"))
+    inputs.base.load_state_dict(of_baseline(run, "weights.safetensors", load))
     inputs.base.eval()
     return weights_digest(inputs.base)
 
 
 def make_bench(run: RunFolder, inputs: Inputs, facts: dict[str, Any]) -> Bench:
-    """Everything the trials share, with the base as the teacher."""
+    """Everything the trials share, with the base as the teacher.
+
+    Raises:
+        RunError: the run began on a GPU, and there is none.
+    """
     config, analysis = inputs.config, read_analysis(run)
     acceleration = Acceleration(**facts["acceleration"])
+    if acceleration.device == "cuda" and not torch.cuda.is_available():
+        raise RunError(
+            f"a run trains where it began; {run.root} began on a GPU, and none is here; search again in another folder"
+        )
     points = _points(analysis)
     return Bench(
         base=inputs.base,

@@ -83,7 +83,7 @@ def _complete(run: RunFolder, number: int) -> Candidate:
     if candidate is None:
         raise RunError(f"an export is of a finished trial; {run.root} has no trial {number}; {advice}")
     if candidate.state is not State.COMPLETE:
-        reason = f"{candidate.state.value} ({candidate.reason})"
+        reason = candidate.state.value + (f" ({candidate.reason})" if candidate.reason else "")
         raise RunError(f"an export is of a complete trial; trial {number} is {reason}; {advice}")
     if candidate.measurement is None or not run.artifact(number).is_file():
         raise RunError(f"a complete trial has a file; {run.artifact(number)} is missing; {advice}")

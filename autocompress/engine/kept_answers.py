@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from autocompress.compression.distillation import Acceleration, Table, unknown
 from autocompress.data.task import TaskData
-from autocompress.engine.run_folder import written_whole
 from autocompress.file_lock import exclusive
 from autocompress.weights import hash_tensor_, weights_digest
+from autocompress.whole_file import written_whole
 
 SEEN_EXAMPLES = 64
 """Of each view, by which two sets of views are told apart."""

@@ -8,24 +8,27 @@ import shutil
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
 
 from autocompress.candidate import Candidate, Measurement, State
 from autocompress.config import StudyConfig, load_study, to_toml
 from autocompress.errors import RunError
 from autocompress.file_lock import exclusive
+from autocompress.whole_file import written_whole
 
 if TYPE_CHECKING:  # it needs torch, whose import takes longer than reading thousands of records
     import optuna
 
     from autocompress.analysis import Analysis
+
+Content = TypeVar("Content")
 
 
 class _Stamp(NamedTuple):
@@ -137,20 +140,6 @@ def write_json(path: Path, content: BaseModel | Any) -> None:
         file.write(text.encode())
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` when it is whole and on the disk, and is gone if that fails."""
-    temporary = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_study(run: RunFolder, config: StudyConfig) -> None:
     """Keep the resolved study with its run."""
     run.study_file.write_text(to_toml(config), encoding="utf-8")
@@ -216,7 +205,7 @@ def _read_record(run: RunFolder, trials: str, number: int) -> Candidate | None:
     except FileNotFoundError:
         run._read.pop(number, None)
         return None
-    except (ValidationError, OSError) as error:
+    except ValidationError as error:
         raise RunError(f"a trial's record must be as it was written; {path} is not; remove that folder") from error
     run._read[number] = stamp, candidate
     return candidate
@@ -239,19 +228,19 @@ def remove_trial(run: RunFolder, number: int) -> None:
 
 def read_baseline(run: RunFolder) -> Measurement:
     """Figures of the uncompressed file."""
-    return Measurement.model_validate_json((run.baseline / "measurement.json").read_text(encoding="utf-8"))
+    return of_baseline(run, "measurement.json", Measurement.model_validate_json)
 
 
 def read_analysis(run: RunFolder) -> Analysis:
     """What was found in the base."""
     from autocompress.analysis import Analysis
 
-    return Analysis.model_validate_json((run.baseline / "analysis.json").read_text(encoding="utf-8"))
+    return of_baseline(run, "analysis.json", Analysis.model_validate_json)
 
 
 def read_analysis_content(run: RunFolder) -> dict[str, Any]:
     """What was found in the base, as the file has it: for views, which need no torch."""
-    content: dict[str, Any] = json.loads((run.baseline / "analysis.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = of_baseline(run, "analysis.json", json.loads)
     return content
 
 
@@ -270,8 +259,24 @@ def read_study(run: RunFolder) -> optuna.Study | None:
 
 def read_facts(run: RunFolder) -> dict[str, Any]:
     """Environment in which the baseline was measured."""
-    facts: dict[str, Any] = json.loads((run.baseline / "facts.json").read_text(encoding="utf-8"))
+    facts: dict[str, Any] = of_baseline(run, "facts.json", json.loads)
     return facts
+
+
+def of_baseline(run: RunFolder, name: str, parse: Callable[[bytes], Content]) -> Content:
+    """What a file of the baseline holds.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    path = run.baseline / name
+    try:
+        return parse(path.read_bytes())
+    except (FileNotFoundError, EOFError, ValueError, SafetensorError) as error:
+        raise RunError(
+            f"a run has its baseline's files; {path} is {'damaged' if path.is_file() else 'missing'}; "
+            "restore it, or search again in another folder"
+        ) from error
 
 
 def write_task(run: RunFolder, task: dict[str, Any], reference_inputs: Sequence[NDArray[Any]]) -> None:

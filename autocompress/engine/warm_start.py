@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from autocompress.config import StudyConfig
 from autocompress.engine.guided import Guide, Targets
-from autocompress.engine.run_folder import RunFolder, run_config, write_json, written_whole
+from autocompress.engine.run_folder import RunFolder, run_config, write_json
 from autocompress.engine.space import NamedPlan
 from autocompress.engine.space_front import space_front
-from autocompress.errors import AutocompressError
 from autocompress.models import state_digest
 from autocompress.plan import DistillationSpec, Plan, PruningSpec
+from autocompress.whole_file import written_whole
 
 SPEEDUPS, FACTORS = (1.15, 1.5, 2.1), (1.25, 1.7, 2.4)
 """Targets of the solver's plans, in units of the limits."""
@@ -84,7 +84,7 @@ def earlier_run(run: RunFolder, config: StudyConfig, digest: str) -> RunFolder |
             if same and state_digest(load_file(other.baseline / "weights.safetensors")) == own:
                 steps = sum(entry["steps"] for entry in json.loads(progress.read_text(encoding="utf-8")).values())
                 found.append((steps, (progress.parent / "tables.json").stat().st_mtime, other))
-        except (AutocompressError, OSError, ValueError):  # a run that is damaged or older lends nothing
+        except Exception:  # a run that is damaged or of another version lends nothing
             continue
     return max(found, key=lambda entry: entry[:2])[2] if found else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from autocompress.report.frame import candidates_frame, front_records, plan_summ
 from autocompress.report.importance import LEAST_TRIALS, SHOWN, draw_importance, importance
 from autocompress.report.table import origin_text
 from autocompress.report.verdict import CLAIM_DROP_POINTS, claimed, decision_uses, finding, verdict
+from autocompress.whole_file import written_whole
 
 _FILTERS: tuple[Callable[..., str], ...] = (
     formats.percent,
@@ -88,10 +88,8 @@ def write_report(
         study: the Optuna study, for parameter importance.
     """
     page = render(config, baseline, candidates, facts, study)
-    # Named after the process, because two may end a run together.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as file:
+        file.write(page.encode())
 
 
 def render(

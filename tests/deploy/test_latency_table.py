@@ -22,6 +22,7 @@ from autocompress.deploy.latency_table import (
     machine_digest,
 )
 from autocompress.deploy.operator_timing import OperatorTimes
+from autocompress.errors import ConfigError
 from autocompress.operators import INT8, Operator
 
 SHAPE = (1, 16, 8, 8)
@@ -92,6 +93,12 @@ def test_a_damaged_file_is_measured_again(damage: str, timed: list[list[str]], t
     assert again.fill([LAYER]) == 1
     assert len(timed) == 2
     assert LatencyTable(1, tmp_path).operator_ms(LAYER) == table.operator_ms(LAYER)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/cache.*AUTOCOMPRESS_CACHE"):
+        LatencyTable(1, tmp_path / "file" / "cache").fill([LAYER])
 
 
 def test_a_damaged_entry_costs_that_entry(tmp_path: Path) -> None:

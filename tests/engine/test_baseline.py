@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from searches import HEAD
+from searches import HEAD, Notes
 from sequences import Encoder, task
 
 from autocompress.analysis import analyse
@@ -30,16 +30,6 @@ batch_size = 32
 [target]
 training_threads = 1
 """
-
-
-class Notes(Silent):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -247,7 +247,7 @@ def spoil_references(run: RunFolder) -> None:
         (spoil_content, VerificationFailed, "must be as measured"),
         (spoil_references, VerificationFailed, "must run"),
         (spoil_facts, RunError, "facts must be as they were written"),
-        (lambda run: (run.baseline / "facts.json").unlink(), RunError, "facts must be as they were"),
+        (lambda run: (run.baseline / "facts.json").unlink(), RunError, r"facts.json is missing"),
         (lambda run: (run.baseline / "task.json").unlink(), RunError, "task.json"),
         (lambda run: (run.baseline / "task.json").write_text("{"), RunError, "task.json"),
         (lambda run: (run.baseline / "reference_inputs.npz").unlink(), RunError, "reference_inputs"),

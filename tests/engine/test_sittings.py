@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from searches import HEAD, copied, finish_in_own_process, lasting, short_sittings, with_replaced, write_and_load
+from searches import HEAD, Notes, copied, finish_in_own_process, lasting, short_sittings, with_replaced, write_and_load
 
 from autocompress.candidate import Accuracy, Candidate, Latency, Measurement
 from autocompress.config import StudyConfig
@@ -41,16 +41,6 @@ SLOWED = 4.0
 
 
 SOME = Plan(quantization=QuantizationSpec(precisions={"layer": Precision.W4A8}))
-
-
-class Notes(Silent):
-    """Remembers what was noted."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
