@@ -11,11 +11,11 @@ from __future__ import annotations
 from optuna.trial import TrialState
 
 from autocompress.engine.estimating import START_UP_ESTIMATES, estimate, estimate_reduced, new_estimate
-from autocompress.engine.ladder import Ladder, first_plans
+from autocompress.engine.ladder import Ladder, begin_
 from autocompress.engine.next_training import LEAST_STEPS, enqueue_training
 from autocompress.engine.pace import cold_families, in_order_of_need, is_exhausted, made, nearly_over, progress
 from autocompress.engine.run_folder import read_candidates
-from autocompress.engine.session import ask, enqueue
+from autocompress.engine.session import ask
 from autocompress.engine.sharing import share
 from autocompress.engine.taken_files import make_taken
 from autocompress.engine.time_left import usual_overhead_s
@@ -69,10 +69,9 @@ def climb(ladder: Ladder) -> bool:
 
 
 def _join(ladder: Ladder) -> bool:
-    """Let the next family take part, and enqueue its first plans; after a death between the two a session begins with them."""
+    """Let the next family take part."""
     family = ladder.next_family()
     assert family is not None
     ladder.session.watcher.note(f"looking for the first plans of {family}")
-    ladder.join_(family)
-    enqueue(ladder.session, first_plans(ladder, family), "sampled", is_guided=True)
+    begin_(ladder, family)
     return True

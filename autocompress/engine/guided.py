@@ -147,24 +147,31 @@ class Guide:
 
     def easiest(self) -> tuple[float, float]:
         """Least speed-up and least factor of bytes that are worth a plan: the limits, or a little."""
-        limits, latency = self.limits, self.baseline.latency
-        assert latency is not None
-        speedups = [limits.min_speedup or 0.0, latency.latency_ms / (limits.max_latency_ms or math.inf)]
-        factors = [
-            1 / (limits.max_size_ratio or math.inf),
-            self.baseline.size_bytes / (limits.max_size_bytes or math.inf),
-        ]
-        return max(speedups) or EASIEST_SPEEDUP, max(factors) or EASIEST_SMALLER
+        return (
+            self._asked_speedup if self.limits_latency else EASIEST_SPEEDUP,
+            self._asked_factor if self.limits_size else EASIEST_SMALLER,
+        )
 
     @property
     def limits_latency(self) -> bool:
-        """Whether the study says how fast a plan has to be."""
-        return self.limits.min_speedup is not None or self.limits.max_latency_ms is not None
+        """Whether the study says how much faster than the baseline a plan has to be."""
+        return self._asked_speedup > 1
 
     @property
     def limits_size(self) -> bool:
-        """Whether the study says how small a file has to be."""
-        return self.limits.max_size_ratio is not None or self.limits.max_size_bytes is not None
+        """Whether the study says how much smaller than the baseline a file has to be."""
+        return self._asked_factor > 1
+
+    @property
+    def _asked_speedup(self) -> float:
+        limits, latency = self.limits, self.baseline.latency
+        assert latency is not None
+        return max(limits.min_speedup or 0.0, latency.latency_ms / (limits.max_latency_ms or math.inf))
+
+    @property
+    def _asked_factor(self) -> float:
+        limits, size_bytes = self.limits, self.baseline.size_bytes
+        return max(1 / (limits.max_size_ratio or math.inf), size_bytes / (limits.max_size_bytes or math.inf))
 
     def _is_too_slow(self, plan: Plan) -> bool:
         """Whether a network is beyond the limit on latency in any bits, and not worth a measurement."""

@@ -16,10 +16,10 @@ from autocompress.engine.expectation import Curves, Expectation, fit_curves, fit
 from autocompress.engine.guided import Guide, Targets
 from autocompress.engine.kept_answers import answers_folder
 from autocompress.engine.prediction import Predictor, make_predictor
-from autocompress.engine.run_folder import write_json
-from autocompress.engine.session import Session
+from autocompress.engine.run_folder import RunFolder, write_json
+from autocompress.engine.session import Session, enqueue
 from autocompress.engine.shared import TOLERANCE, Shared
-from autocompress.engine.space import NamedPlan, plain_int8
+from autocompress.engine.space import plain_int8
 from autocompress.engine.step_time import StepTime, fit_step_time
 from autocompress.engine.tables import Tables, measure_tables
 from autocompress.engine.taken_files import take_files_
@@ -31,7 +31,7 @@ from autocompress.engine.warm_start import (
     take_answers_,
     take_over_,
 )
-from autocompress.errors import TrialFailed, first_line
+from autocompress.errors import TrialFailed, UserError, first_line
 from autocompress.file_lock import exclusive
 from autocompress.pipeline import measured_step_s
 from autocompress.plan import DistillationSpec, Plan
@@ -40,6 +40,8 @@ USUAL_STEP = StepTime(0.02, 1.5e-9)
 """Until a step was seen."""
 JOINED = "families"
 """The study's attribute that names families that take part."""
+BEGUN = "begun"
+"""That which names those whose first plans are enqueued."""
 
 
 @dataclass
@@ -99,7 +101,6 @@ class Ladder:
         """Files of a family whose trainings say how long a step takes."""
         files = [c for c in candidates if c.state is State.COMPLETE and c.plan.training.steps > 0]
         files = [c for c in files if c.origin is not Origin.TAKEN]  # which were trained elsewhere
-        files = [c for c in files if c.plan.training.quantized_fraction is None]  # whose steps take longer
         return [c for c in files if c.plan.architecture.family == family]
 
     def _figures(self, candidate: Candidate) -> tuple[float, float]:
@@ -125,12 +126,17 @@ class Ladder:
         return next((f for f in self.guide.families if f not in self.families), None)
 
     def join_(self, family: str) -> None:
-        """Let a family take part from now on, in all processes."""
+        """Let a family take part from now on, in all processes; asked under the lock."""
         self.session.study.set_user_attr(JOINED, [*self.families, family])
 
 
 def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
-    """Measure or read the tables of a run; or the reason why its model cannot be made elastic."""
+    """Measure or read the tables of a run; or the reason why its model cannot be made elastic.
+
+    Raises:
+        UserError: the tables of this machine cannot be kept.
+        OSError: those of the run cannot.
+    """
     space, bench = session.space, session.bench
     if not analysis.groups and not analysis.runs and space.model_space is None:
         return "the model has no prunable group and no removable block"
@@ -145,12 +151,7 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
             (shared.folder / TRAIN_DIGEST).write_text(digest, encoding="utf-8")
             earlier = None if path.is_file() else earlier_run(session.run, session.config, digest)
             if earlier is not None:
-                session.watcher.note(f"taking files, tables and shared weights from {earlier.root}")
-                views = session.config.training.views
-                answers = answers_folder(session.run.baseline, bench.base, bench.data, views, bench.acceleration)
-                take_answers_(answers, earlier)
-                take_files_(session.run, earlier, session.config.limits, space.exact)
-                take_over_(session.run, earlier)
+                _warm_start_(session, earlier)
             if not path.is_file():
                 session.watcher.note("measuring what each unit of the base is worth")
                 largest = {kind: max(ratios) for kind, ratios in space.base_ratios().items()}
@@ -174,13 +175,39 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
         return _disagreement(ladder) or ladder
     except TrialFailed as error:
         return f"{error.kind}: {error}"
+    except (UserError, OSError):
+        raise  # of the machine and not of the model
     except Exception as error:  # whatever a model does that sharing cannot follow
         return f"sharing weights failed with {type(error).__name__}: {first_line(error)}"
 
 
-def first_plans(ladder: Ladder, family: str) -> list[NamedPlan]:
-    """What is estimated first of a family: the solver's own front."""
-    return list(solver_plans(ladder.guide, family, ladder.session.config.study.timeout_s))
+def _warm_start_(session: Session, earlier: RunFolder) -> None:
+    """Take what an earlier run has found; from one that is damaged as much as comes before the damage."""
+    session.watcher.note(f"taking files, tables and shared weights from {earlier.root}")
+    bench, config = session.bench, session.config
+    try:
+        answers = answers_folder(
+            session.run.baseline, bench.base, bench.data, config.training.views, bench.acceleration
+        )
+        take_answers_(answers, earlier)
+        take_files_(session.run, earlier, config.limits, session.space.exact)
+        take_over_(session.run, earlier)
+    except Exception as error:  # whatever lies in a folder that is not this run's
+        session.watcher.note(f"going on without the rest of it: {first_line(error)}")
+
+
+def begin_(ladder: Ladder, family: str) -> None:
+    """Let a family take part, with the solver's own front as its first plans; done once in a run."""
+    session = ladder.session
+    if family in session.study.user_attrs.get(BEGUN, []):
+        return
+    plans = list(solver_plans(ladder.guide, family, session.config.study.timeout_s))
+    with exclusive(session.run.root / "ask.lock"):
+        # its plans wait for its shared weights from the moment they are there
+        if family not in ladder.families:
+            ladder.join_(family)
+        enqueue(session, plans, "sampled", is_guided=True)
+        session.study.set_user_attr(BEGUN, [*session.study.user_attrs.get(BEGUN, []), family])
 
 
 def _disagreement(ladder: Ladder) -> str | None:

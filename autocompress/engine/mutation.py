@@ -6,11 +6,13 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from autocompress.candidate import Candidate
 from autocompress.engine.guided import KNOTS, Guide, Targets
 from autocompress.engine.promotion import climbing_order, leaves, objectives
+from autocompress.errors import ModelError
 from autocompress.models import space_labels
 from autocompress.plan import ArchitectureSpec, Plan, PruningSpec, QuantizationSpec
 
@@ -44,9 +46,10 @@ def mutated(candidates: Sequence[Candidate], guide: Guide, seed: int) -> tuple[P
     kinds = [_all_bits, _all_bits, _other_bits, _other_ratio, network, network]
     rng.shuffle(kinds)
     for change in kinds:
-        plan = change(parent.plan, guide, rng)
-        if plan is not None and plan != parent.plan:
-            return _untrained(plan, guide), parent
+        with suppress(ModelError):  # a member of the model space that cannot be built
+            plan = change(parent.plan, guide, rng)
+            if plan is not None and plan != parent.plan:
+                return _untrained(plan, guide), parent
     return None
 
 
@@ -79,8 +82,9 @@ def _smaller(plan: Plan, guide: Guide) -> Iterator[Plan]:
     own = _latency_ratio(plan, guide)
     children = _smaller_bases if plan.architecture.family == "base" else _smaller_members
     for child in children(plan, guide):
-        if _latency_ratio(child, guide) * LEAST_FASTER <= own:
-            yield child
+        with suppress(ModelError):  # it cannot be traced
+            if _latency_ratio(child, guide) * LEAST_FASTER <= own:
+                yield child
 
 
 def _smaller_bases(plan: Plan, guide: Guide) -> Iterator[Plan]:
@@ -96,7 +100,8 @@ def _smaller_members(plan: Plan, guide: Guide) -> Iterator[Plan]:
     for name, current in sorted(plan.architecture.choices.items()):
         less = [option for option in labels[name] if isinstance(option, int | float) and option < current]
         if less:
-            yield _with_choice(plan, name, max(less), guide, random.Random(plan.seed))
+            with suppress(ModelError):
+                yield _with_choice(plan, name, max(less), guide, random.Random(plan.seed))
 
 
 def _latency_ratio(plan: Plan, guide: Guide) -> float:

@@ -124,9 +124,9 @@ def _waiting(candidates: Sequence[Candidate], busy: set[int]) -> list[Candidate]
     # the same decisions begun with another file's weights, as those of one that was trained on since, are another start
     begun = {(c.plan.decisions, c.parent) for c in candidates if c.trial in gone}
     begun |= {(c.plan.decisions, None) for c in candidates if c.state is State.COMPLETE}
-    return [
-        c for c in candidates if is_waiting(c) and c.trial not in gone and (c.plan.decisions, c.parent) not in begun
-    ]
+    recorded = {None, *(c.trial for c in candidates)}  # a user may remove a damaged one
+    waiting = [c for c in candidates if is_waiting(c) and c.trial not in gone and c.parent in recorded]
+    return [c for c in waiting if (c.plan.decisions, c.parent) not in begun]
 
 
 def _adds_most_soon(

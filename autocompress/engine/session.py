@@ -25,7 +25,6 @@ from autocompress.engine.run_folder import (
 from autocompress.engine.samplers import make_sampler
 from autocompress.engine.space import Draw, NamedPlan, Space
 from autocompress.errors import RunError, first_line
-from autocompress.file_lock import exclusive
 from autocompress.pipeline import Bench
 from autocompress.plan import Plan
 
@@ -137,22 +136,21 @@ def ask(session: Session, start_up: int) -> optuna.Trial:
 
 
 def enqueue(session: Session, plans: Sequence[NamedPlan], origin: str, is_guided: bool) -> None:
-    """Enqueue what is not yet: a death in between must neither lose a plan nor enqueue it twice.
+    """Enqueue what is not yet, under the lock: a death in between must neither lose a plan nor enqueue it twice.
 
     Args:
         is_guided: whether the study's variables are the guide's, in which no given plan can be expressed.
     """
-    with exclusive(session.run.root / "ask.lock"):
-        known = {t.user_attrs.get("name") for t in session.study.get_trials(deepcopy=False)}
-        for named in plans:
-            if named.name in known:
-                continue
-            trains = not is_guided or named.plan.training.steps == 0
-            attributes: dict[str, Any] = {"plan": named.plan.model_dump_json(), "origin": origin, "name": named.name}
-            attributes["rung"] = "train" if trains else "estimate"
-            params = None if is_guided else named.params
-            outside = {} if params is not None else {"outside": True}
-            session.study.enqueue_trial(params or {}, user_attrs=attributes | outside)
+    known = {t.user_attrs.get("name") for t in session.study.get_trials(deepcopy=False)}
+    for named in plans:
+        if named.name in known:
+            continue
+        trains = not is_guided or named.plan.training.steps == 0
+        attributes: dict[str, Any] = {"plan": named.plan.model_dump_json(), "origin": origin, "name": named.name}
+        attributes["rung"] = "train" if trains else "estimate"
+        params = None if is_guided else named.params
+        outside = {} if params is not None else {"outside": True}
+        session.study.enqueue_trial(params or {}, user_attrs=attributes | outside)
 
 
 def running_trials(session: Session) -> list[FrozenTrial]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from autocompress.analysis import divergence
@@ -35,12 +35,13 @@ from autocompress.compression.elastic import (
 )
 from autocompress.engine.run_folder import RunFolder, write_json
 from autocompress.engine.step_time import affordable_steps
-from autocompress.errors import TrialFailed
+from autocompress.errors import ModelError, TrialFailed
 from autocompress.file_lock import exclusive
 from autocompress.layers import call
 from autocompress.pipeline import Bench, build_member, build_network, float_state, score, take_over
 from autocompress.plan import DistillationSpec, Plan
 from autocompress.weights import state_digest
+from autocompress.whole_file import written_whole
 
 SCORED_EXAMPLES = 1000
 """Of validation, spread over it, on which members are scored."""
@@ -142,7 +143,7 @@ class Shared:
     def _members(self, plans: Sequence[Plan], shared: SharedWeights) -> Iterator[Member]:
         """All that can share; the first one decides what shapes are shared."""
         for plan in plans:
-            with suppress(TrialFailed):
+            with suppress(ModelError, TrialFailed):
                 yield build_member(self.bench, plan, shared)
 
     def _schedule(self, family: str, steps: int, cycle: int) -> Schedule:
@@ -159,10 +160,8 @@ class Shared:
         )
 
     def _keep(self, family: str, shared: SharedWeights) -> None:
-        path = self._path(family)
-        partial = path.with_suffix(".partial")
-        save_file({name: value.detach().contiguous() for name, value in shared.state_dict().items()}, partial)
-        partial.replace(path)
+        with written_whole(self._path(family)) as file:
+            file.write(save({name: value.detach().contiguous() for name, value in shared.state_dict().items()}))
 
     def member(self, plan: Plan) -> Member:
         """The plan as a member, its batch norms fitted to it."""
@@ -256,9 +255,8 @@ class Shared:
             assert found is not None
             state = found
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(state, partial)
-        partial.replace(path)
+        with written_whole(path) as file:
+            file.write(save(state))
         return state_digest(load_file(path))
 
     def disagreement(self, plan: Plan) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import optuna
@@ -16,6 +17,7 @@ from autocompress.engine.pace import cold_families, length_s
 from autocompress.engine.pareto import ObjectiveVector, hypervolume
 from autocompress.engine.promotion import climbing_order, hoped_for, leaves, objectives
 from autocompress.engine.space import PerLayer, Suggests
+from autocompress.errors import ModelError
 from autocompress.plan import Plan
 
 POOL, FEW = 12, 4
@@ -94,8 +96,9 @@ def _drawn(ladder: Ladder, family: str, count: int, seed: int, strict: bool) -> 
     found: list[Plan] = []
     rest: list[Plan] = []
     for number in range(2 * count):
-        plan = guide.suggest_plan(OfFamily(study.ask(), family), number)
-        (rest if beyond(ladder, plan)[0] else found).append(plan)
+        with suppress(ModelError):  # a member that cannot be built
+            plan = guide.suggest_plan(OfFamily(study.ask(), family), number)
+            (rest if beyond(ladder, plan)[0] else found).append(plan)
         if len(found) == count:
             break
     return found if strict else [*found, *rest][:count]

@@ -13,9 +13,11 @@ import time
 from collections.abc import Sequence
 
 import optuna
+from optuna.trial import TrialState
 
 from autocompress.engine.guided import Guide
 from autocompress.engine.space import PerLayer
+from autocompress.errors import ModelError, TrialFailed
 from autocompress.models import space_labels
 from autocompress.operators import Operator
 from autocompress.plan import ArchitectureSpec, Plan
@@ -24,13 +26,16 @@ MEMBERS = 40
 """To look at, at most: one must be built and traced."""
 START_UP = 15
 """Of them drawn at random."""
+_REFUSED = (ModelError, TrialFailed)
 
 
 def space_front(guide: Guide, speedups: Sequence[float], seed: int, seconds: float) -> list[ArchitectureSpec]:
-    """For each speed-up the member of most capacity that reaches it at the usual precision, once each.
+    """For each speed-up, up to the first that none reaches, the member of most capacity that does at the usual precision.
+
+    Members that cannot be built or traced are left out.
 
     Args:
-        speedups: over the baseline.
+        speedups: over the baseline, the least first.
         seconds: to look for, at most.
     """
     sampler = optuna.samplers.GPSampler(n_startup_trials=START_UP, seed=seed)
@@ -59,19 +64,26 @@ def space_front(guide: Guide, speedups: Sequence[float], seed: int, seconds: flo
     end = time.perf_counter() + seconds
     first: list[tuple[optuna.Trial, Plan]] = []
     operators: list[Operator] = []
-    while not first or (len(first) < START_UP and time.perf_counter() < end):
+    for number in range(START_UP):
+        if number and time.perf_counter() > end:
+            break
         trial = study.ask()
-        first.append((trial, draw(trial)))
-        operators += predictor.usual_operators(first[-1][1])
+        try:
+            plan = draw(trial)
+            operators += predictor.usual_operators(plan)
+            first.append((trial, plan))
+        except _REFUSED:
+            study.tell(trial, state=TrialState.FAIL)
     # new shapes are timed together: each process that times some takes half a second to start
     predictor.latency_table.fill(operators)
     for trial, plan in first:
         study.tell(trial, measure(trial, plan))
     left_s = max(0.0, end - time.perf_counter())
-    study.optimize(lambda trial: measure(trial, draw(trial)), n_trials=MEMBERS - len(first), timeout=left_s)
+    rest = MEMBERS - len(study.trials)
+    study.optimize(lambda trial: measure(trial, draw(trial)), n_trials=rest, timeout=left_s, catch=_REFUSED)
     best: list[ArchitectureSpec] = []
     for target in speedups:
         fast = [t for t in study.best_trials if t.values[1] >= math.log(target)]
         if fast:
             best.append(found[max(fast, key=lambda t: t.values[0]).number])
-    return [architecture for place, architecture in enumerate(best) if architecture not in best[:place]]
+    return best

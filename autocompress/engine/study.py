@@ -7,6 +7,7 @@ comes next reads the record and tells it.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from autocompress.engine.baseline import (
 from autocompress.engine.climb import climb
 from autocompress.engine.continuation import Continuation, continued_training, least_steps, next_continuation
 from autocompress.engine.events import Watcher
-from autocompress.engine.ladder import Ladder, first_plans, make_ladder
+from autocompress.engine.ladder import Ladder, begin_, make_ladder
 from autocompress.engine.pareto import front
 from autocompress.engine.recovery import recover
 from autocompress.engine.run_folder import (
@@ -136,9 +137,10 @@ def open_session(
     facts = read_facts(run)
     if saturates() and not facts.get(SATURATES):
         watcher.note(f"{SATURATION}; this run began without a regard for it: its files with w8a8 may fail parity")
-    study = open_study(run, config, storage)
     finished = [c.finished_s for c in read_candidates(run)]
-    if finished and not study.get_trials(deepcopy=False):
+    began_elsewhere = bool(finished) and storage is None and not run.journal.is_file()
+    study = None if began_elsewhere else open_study(run, config, storage)
+    if study is None or (finished and not study.get_trials(deepcopy=False)):
         raise RunError(
             f"a run keeps its storage; {run.root} has {len(finished)} trials and this storage none; "
             "give the --storage that the run began with"
@@ -167,14 +169,16 @@ def _engine(session: Session) -> Callable[[], bool]:
         ladder = make_ladder(session, read_analysis(session.run))
         if isinstance(ladder, Ladder):
             session.suggests = ladder.guide
-            enqueue(session, obvious_plans(session.space, PerLayer), "enqueued", is_guided=True)
+            with exclusive(session.run.root / "ask.lock"):
+                enqueue(session, obvious_plans(session.space, PerLayer), "enqueued", is_guided=True)
             enqueue_taken(session)
             for family in ladder.families:
-                enqueue(session, first_plans(ladder, family), "sampled", is_guided=True)
+                begin_(ladder, family)
             return partial(climb, ladder)
         session.watcher.note(f"using the plain engine, because {ladder}")
     named = obvious_plans(session.space, parametrisation(session.config.study.sampler))
-    enqueue(session, named, "enqueued", is_guided=False)
+    with exclusive(session.run.root / "ask.lock"):
+        enqueue(session, named, "enqueued", is_guided=False)
     return partial(_one_trial, session)
 
 
@@ -270,9 +274,9 @@ def _with_figures(figures: dict[str, Accuracy | Score], candidate: Candidate) ->
 
 def failure_summary(candidates: Sequence[Candidate]) -> str:
     """Reasons of all failures on one line, most frequent first."""
-    counts: dict[str, int] = {}
-    for candidate in candidates:
-        counts[candidate.reason] = counts.get(candidate.reason, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in ranked)
-    return f"a study needs one compressed candidate that can be made; all {len(candidates)} trials failed: {reasons or 'none was started'}"
+    reasons = Counter(candidate.reason for candidate in candidates if candidate.state is not State.ESTIMATED)
+    shown = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common()) or "none was begun"
+    return (
+        f"a study needs one compressed candidate that can be made; of {reasons.total()} trials none was: {shown}; "
+        "`autocompress check` says what a candidate takes and which limits can be met"
+    )

@@ -81,6 +81,10 @@ def attempt(session: Session, trial: optuna.Trial, make: Make | None = None) -> 
 
 def _guarded(session: Session, current: Current, trial: optuna.Trial, make: Make) -> Candidate:
     try:
+        if current.parent is None and "parent" in trial.user_attrs:
+            raise TrialFailed(
+                "parent", f"it goes on from trial {trial.user_attrs['parent']}, which has no record any more"
+            )
         result = make(session, current, trial)
     except TrialFailed as error:
         result = Result(State.FAILED, f"{error.kind}: {error}")

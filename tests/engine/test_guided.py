@@ -122,6 +122,9 @@ def test_limits_are_the_easiest_targets(resnet20: nn.Module, guide: Guide) -> No
     assert easiest(max_latency_ms=0.2, max_size_bytes=guide.baseline.size_bytes // 5) == pytest.approx(
         (5.0, 5.0), rel=1e-3
     )
+    # what the baseline keeps to already asks for nothing
+    assert easiest(max_latency_ms=50.0, max_size_bytes=10 * guide.baseline.size_bytes) == easiest()
+    assert easiest(min_speedup=0.5, max_size_ratio=0.1) == pytest.approx((1.5, 10.0))
 
 
 # What errors are worth

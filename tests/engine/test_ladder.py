@@ -37,6 +37,7 @@ from autocompress.config import StudyConfig, load_study
 from autocompress.engine.baseline import ensure_run, load_inputs, make_bench, restore_base
 from autocompress.engine.estimating import estimate, estimate_reduced
 from autocompress.engine.events import Silent
+from autocompress.engine.guided import Guide
 from autocompress.engine.ladder import Ladder, make_ladder
 from autocompress.engine.next_training import enqueue_training
 from autocompress.engine.pace import KNEES, trained_for_long
@@ -45,9 +46,11 @@ from autocompress.engine.promotion import knee_points, leaves
 from autocompress.engine.run_folder import RunFolder, read_analysis, read_candidates, read_facts, run_config
 from autocompress.engine.session import open_study
 from autocompress.engine.shared import Shared
+from autocompress.engine.space import NamedPlan
 from autocompress.engine.study import open_session, search
 from autocompress.engine.tables import Tables
 from autocompress.engine.trial import attempt
+from autocompress.engine.warm_start import solver_plans
 from autocompress.engine.workers import working
 from autocompress.errors import ConfigError
 from autocompress.pipeline import Bench, build_network, draft, finish, quantized_steps
@@ -434,6 +437,36 @@ def test_both_families_are_estimated(prepared: RunFolder, tmp_path: Path) -> Non
     search(config, run.root, Bounded())
     candidates = check_whole(run, config)
     assert {c.plan.architecture.family for c in estimates(candidates)} == {"base", "space"}
+
+
+@pytest.mark.slow
+def test_members_that_cannot_be_built_end_no_search(prepared: RunFolder, tmp_path: Path) -> None:
+    fragile = f'\nmodel_space = "{Path(__file__).parents[1] / "fragile_space.py"}:Fragile"'
+    config = study(tmp_path, 8, **{"sparsity = [0.0, 0.5]\n[target]": f"sparsity = [0.0, 0.5]{fragile}\n[target]"})
+    run = copied(prepared, tmp_path / "run", config)
+    search(config, run.root, Bounded())
+    candidates = check_whole(run, config)
+    members = [c for c in candidates if c.plan.architecture.family == "space" and c.state is not State.FAILED]
+    assert members
+    assert all(c.plan.architecture.choices["first.kernel"] == 3 for c in members)
+
+
+@pytest.mark.slow
+def test_the_first_plans_of_a_family_are_looked_for_once(
+    prepared: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study(tmp_path, 8, **{"sparsity = [0.0, 0.5]\n[target]": f"sparsity = [0.0, 0.5]{MODEL_SPACE}"})
+    run = copied(prepared, tmp_path / "run", config)
+    looked: list[str] = []
+
+    def counted(guide: Guide, family: str, timeout_s: float | None) -> Iterator[NamedPlan]:
+        looked.append(family)
+        return solver_plans(guide, family, timeout_s)
+
+    monkeypatch.setattr("autocompress.engine.ladder.solver_plans", counted)
+    search(config, run.root, Bounded())
+    search(config, run.root, Bounded())
+    assert looked == ["base", "space"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from benches import make_bench
@@ -72,10 +73,20 @@ def test_the_largest_that_is_fast_enough_is_found(guide: Guide) -> None:
         assert max(capacity for capacity, _, _ in own) == max(able)
 
 
-def test_each_member_is_named_once_and_none_where_none_is_fast_enough(guide: Guide) -> None:
-    found = space_front(guide, [1e-3, 1e-3], 0, 20.0)
-    assert len(found) == 1
+def test_there_is_one_for_each_speed_up_to_the_first_that_none_reaches(guide: Guide) -> None:
+    first, second = space_front(guide, [1e-4, 1e-3, 1e6], 0, 20.0)
+    assert first == second  # the largest of all is the best for both
     assert space_front(guide, [1e6], 0, 20.0) == []
+
+
+def test_members_that_cannot_be_built_are_left_out(
+    trained: nn.Module, digits: TaskData, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    space = load_space(f"{Path(__file__).parents[1] / 'fragile_space.py'}:Fragile", {"num_classes": 10})
+    section = SpaceSection(precision=PRECISIONS, model_space="loaded")
+    guide = make_guide(make_bench(trained, digits, space), tmp_path_factory.mktemp("table"), section)
+    (found,) = space_front(guide, [1e-3], 0, 20.0)
+    assert found.choices == {"first.kernel": 3, "second.kernel": 3, "width": 24}
 
 
 def test_what_cannot_be_small_enough_is_left_out(guide: Guide) -> None:

@@ -69,9 +69,9 @@ def test_no_time_has_no_steps(trained: nn.Module, digits: TaskData) -> None:
     assert affordable_steps(make_bench(trained, digits), -3.0, 0.5) == 0
 
 
-def file_of(family: str, seconds: float, fraction: float | None = None) -> Candidate:
+def file_of(family: str, seconds: float) -> Candidate:
     architecture = ArchitectureSpec(family=family, choices={"depth": 1} if family == "space" else {})
-    plan = Plan(architecture=architecture, training=TrainingSpec(steps=2, quantized_fraction=fraction))
+    plan = Plan(architecture=architecture, training=TrainingSpec(steps=2))
     stages = {"train": seconds}
     return Candidate(trial=1, origin=Origin.PROMOTED, state=State.COMPLETE, plan=plan, stage_seconds=stages)
 
@@ -87,7 +87,7 @@ def ladder_of(bench: Bench) -> Ladder:
     )
 
 
-@pytest.mark.parametrize("files", [[], [file_of("space", 800.0)], [file_of("base", 800.0, fraction=1.0)]])
+@pytest.mark.parametrize("files", [[], [file_of("space", 800.0)]])
 def test_a_step_is_measured_once_where_no_file_says_how_long_it_takes(
     files: list[Candidate], trained: nn.Module, digits: TaskData
 ) -> None:

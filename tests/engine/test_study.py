@@ -583,7 +583,7 @@ def test_a_study_in_which_every_trial_fails_says_why(tmp_path: Path, monkeypatch
     with pytest.raises(StudyFailed) as error:
         search(config, run.root, Silent())
     text = str(error.value)
-    assert "all 6 trials failed" in text
+    assert "of 6 trials none was" in text
     # plain int8 is whole, all others are pruned
     assert (
         text.index("5 x ModelError")
@@ -617,9 +617,10 @@ def test_reasons_are_counted_and_ranked() -> None:
         return Candidate(trial=trial, origin=Origin.SAMPLED, state=State.FAILED, reason=reason, plan=Plan())
 
     reasons = ["export: a", "memory: b", "memory: b", "parity: c", "memory: b", "parity: c"]
-    text = failure_summary([failed(n, reason) for n, reason in enumerate(reasons)])
-    assert text.endswith("3 x memory: b; 2 x parity: c; 1 x export: a")
-    assert "none was started" in failure_summary([])
+    estimate = failed(9, "").model_copy(update={"state": State.ESTIMATED})  # of which no file was to be made
+    text = failure_summary([estimate, *(failed(n, reason) for n, reason in enumerate(reasons))])
+    assert "of 6 trials none was: 3 x memory: b; 2 x parity: c; 1 x export: a; `autocompress check`" in text
+    assert "none was begun" in failure_summary([])
 
 
 def test_records_are_plain_json(finished: tuple[RunFolder, StudyConfig, Notes]) -> None:

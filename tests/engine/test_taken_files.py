@@ -11,7 +11,7 @@ import pytest
 import torch
 from report.made_up_run import base_plan, measurement
 from safetensors.torch import load_file, save_file
-from searches import LADDER_STUDY, finish_in_own_process, lasting, short_sittings, write_and_load
+from searches import LADDER_STUDY, Notes, finish_in_own_process, lasting, short_sittings, write_and_load
 
 from autocompress.candidate import Candidate, Origin, State
 from autocompress.config import LimitsSection, StudyConfig
@@ -109,6 +109,18 @@ def beside(earlier: RunFolder, runs: Path, config: StudyConfig) -> RunFolder:
     """A run without trials beside a copy of the earlier one, and with its base, which is kept beside them."""
     shutil.copytree(earlier.root.parent, runs)
     return ensure_run(runs / "own", load_inputs(config), Silent())
+
+
+@pytest.mark.slow
+def test_a_damaged_record_of_another_run_ends_no_search(earlier: tuple[RunFolder, StudyConfig], tmp_path: Path) -> None:
+    other, config = earlier
+    run = beside(other, tmp_path / "runs", config)
+    (tmp_path / "runs" / "earlier" / "trials" / "0001" / "candidate.json").write_text("{")
+    watcher = Notes()
+    candidates = read_candidates(search(config, run.root, watcher))
+    assert any(note.startswith("going on without the rest of it: a trial's record") for note in watcher.notes)
+    assert not any("plain engine" in note for note in watcher.notes)
+    assert len([c for c in candidates if c.state is not State.ESTIMATED]) == config.study.trials
 
 
 @pytest.mark.slow

@@ -65,7 +65,9 @@ def test_of_several_runs_the_longest_trained_lends_and_of_equal_ones_the_latest(
     assert found is not None and found.root.name == "latest"
 
 
-@pytest.mark.parametrize("other", ["base", "examples", "data", "hidden", "damaged", "unfinished"])
+@pytest.mark.parametrize(
+    "other", ["base", "examples", "data", "hidden", "damaged", "odd", "without weights", "unfinished"]
+)
 def test_another_base_other_examples_or_a_damaged_run_lend_nothing(tmp_path: Path, other: str) -> None:
     config = study(tmp_path)
     runs = tmp_path / "runs"
@@ -75,6 +77,10 @@ def test_another_base_other_examples_or_a_damaged_run_lend_nothing(tmp_path: Pat
     run = made(runs / name, changed, 2.0 if other == "base" else 1.0, digest="b" if other == "examples" else "a")
     if other == "damaged":
         (run.root / "shared" / "progress.json").write_text("{")
+    if other == "odd":
+        (run.root / "shared" / "progress.json").write_text('{"base": 3}')
+    if other == "without weights":
+        (run.baseline / "weights.safetensors").write_bytes(b"cut")
     if other == "unfinished":
         (run.root / "shared" / "tables.json").unlink()
     assert earlier_run(own, config, "a") is None
