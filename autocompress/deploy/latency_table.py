@@ -214,24 +214,16 @@ class Correction:
 
     Attributes:
         weights: of the fields of :class:`Features`, per millisecond; none is negative.
-        baseline_ms: latency of the baseline that turns ratios into milliseconds.
     """
 
     weights: tuple[float, float, float, float]
-    baseline_ms: float
 
     def ratio(self, features: Features) -> float:
         """Latency of a file / latency of the baseline."""
         return float(features.vector() @ np.array(self.weights))
 
-    def latency_ms(self, features: Features) -> float:
-        """Latency of a file."""
-        return self.baseline_ms * self.ratio(features)
 
-
-def fit_correction(
-    baseline: Features, pairs: Sequence[tuple[Features, float]], baseline_ms: float | None = None
-) -> Correction:
+def fit_correction(baseline: Features, pairs: Sequence[tuple[Features, float]]) -> Correction:
     """The correction under which a run's measured files come out right.
 
     Without pairs it is the plain sum over the baseline's plain sum. A few pairs settle the common scale; the more
@@ -241,7 +233,6 @@ def fit_correction(
     Args:
         baseline: features of the baseline's file.
         pairs: features of a measured file, and its latency ratio to the baseline in one sitting.
-        baseline_ms: measured latency of the baseline; the plain sum without it.
 
     Raises:
         ValueError: a ratio or the baseline's sum is not positive.
@@ -249,13 +240,12 @@ def fit_correction(
     if baseline.total_ms <= 0 or any(ratio <= 0 for _, ratio in pairs):
         raise ValueError("latencies are positive; the baseline's or a ratio is not; measure them again")
     prior = np.full(4, 1 / baseline.total_ms)
-    milliseconds = baseline_ms or baseline.total_ms
     if not pairs:
-        return Correction(_four(prior), milliseconds)
+        return Correction(_four(prior))
     vectors = np.array([features.vector() for features, _ in pairs])
     ratios = np.array([ratio for _, ratio in pairs])
     prior *= np.exp(np.median(np.log(ratios / (vectors @ prior))))
-    return Correction(_four(prior * _relative_weights(vectors * prior / ratios[:, None])), milliseconds)
+    return Correction(_four(prior * _relative_weights(vectors * prior / ratios[:, None])))
 
 
 def _relative_weights(shares: Vector) -> Vector:

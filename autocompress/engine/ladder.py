@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autocompress.analysis import Analysis
 from autocompress.candidate import Candidate, Origin, State
@@ -54,6 +55,7 @@ class Ladder:
     shared: Shared
     overhead_s: float = USUAL_OVERHEAD_S
     _known: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _tried: set[str] = field(default_factory=set)
     _probed: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def curves(self, candidates: Sequence[Candidate]) -> Curves:
@@ -80,7 +82,8 @@ class Ladder:
         a step of the shared weights has parts of its own.
         """
         family, macs = plan.architecture.family, self.predictor.macs(plan)
-        if family not in self._probed and not self._trained_here(candidates, family):
+        if family not in self._tried and not self._trained_here(candidates, family):
+            self._tried.add(family)
             # whatever goes wrong will go wrong in the training as well, which is recorded
             with suppress(Exception):
                 self._probed[family] = macs, measured_step_s(self.session.bench, plan)
@@ -146,16 +149,9 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
     shared.folder.mkdir(exist_ok=True)
     path = shared.folder / "tables.json"
     try:
-        with exclusive(shared.folder / "lock"):
-            digest = bench.data.train_digest
-            (shared.folder / TRAIN_DIGEST).write_text(digest, encoding="utf-8")
-            earlier = None if path.is_file() else earlier_run(session.run, session.config, digest)
-            if earlier is not None:
-                _warm_start_(session, earlier)
-            if not path.is_file():
-                session.watcher.note("measuring what each unit of the base is worth")
-                largest = {kind: max(ratios) for kind, ratios in space.base_ratios().items()}
-                write_json(path, measure_tables(bench, analysis, space.section, largest))
+        if not path.is_file():  # the lock may be held for the minutes of a cycle
+            with exclusive(shared.folder / "lock"):
+                _make_tables_(session, analysis, path)
         tables = Tables.model_validate_json(path.read_text(encoding="utf-8"))
         table = LatencyTable(session.config.target.threads)
         usual = plain_int8(space.section, space.saturates)
@@ -179,6 +175,21 @@ def make_ladder(session: Session, analysis: Analysis) -> Ladder | str:
         raise  # of the machine and not of the model
     except Exception as error:  # whatever a model does that sharing cannot follow
         return f"sharing weights failed with {type(error).__name__}: {first_line(error)}"
+
+
+def _make_tables_(session: Session, analysis: Analysis, path: Path) -> None:
+    """Measure the tables of a run, or take those of an earlier one with what else it has; nothing where they are."""
+    if path.is_file():  # another process has made them meanwhile
+        return
+    bench, section, digest = session.bench, session.space.section, session.bench.data.train_digest
+    (path.parent / TRAIN_DIGEST).write_text(digest, encoding="utf-8")
+    earlier = earlier_run(session.run, session.config, digest)
+    if earlier is not None:
+        _warm_start_(session, earlier)
+    if not path.is_file():
+        session.watcher.note("measuring what each unit of the base is worth")
+        largest = {kind: max(ratios) for kind, ratios in session.space.base_ratios().items()}
+        write_json(path, measure_tables(bench, analysis, section, largest))
 
 
 def _warm_start_(session: Session, earlier: RunFolder) -> None:

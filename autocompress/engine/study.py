@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -147,6 +148,7 @@ def open_session(
         )
     bench = make_bench(run, inputs, facts)
     space = make_space(config, inputs, read_analysis(run), digest, facts)
+    since_s = _since_last_end_s(study.get_trials(deepcopy=False)) if rank else 0.0
     return Session(
         config=config,
         run=run,
@@ -159,8 +161,17 @@ def open_session(
         watcher=watcher,
         worker=worker,
         rank=rank,
-        offset_s=max([float(facts["baseline_s"]), *finished]),
+        offset_s=max([float(facts["baseline_s"]), *finished]) + since_s,
     )
+
+
+def _since_last_end_s(trials: Sequence[FrozenTrial]) -> float:
+    """Seconds since a trial ended, or the first one began: the run time that another process has used meanwhile."""
+    ended = [t.datetime_complete for t in trials if t.datetime_complete is not None]
+    began = [t.datetime_start for t in trials if t.datetime_start is not None]
+    last = max(ended, default=min(began, default=None))
+    # Optuna's times have no zone
+    return 0.0 if last is None else max(0.0, (datetime.now() - last).total_seconds())
 
 
 def _engine(session: Session) -> Callable[[], bool]:

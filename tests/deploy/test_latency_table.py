@@ -175,8 +175,6 @@ def test_without_pairs_it_is_the_plain_sum() -> None:
     candidate = drawn(1)[0]
     assert correction.ratio(BASELINE) == pytest.approx(1.0)
     assert correction.ratio(candidate) == pytest.approx(candidate.total_ms / BASELINE.total_ms)
-    assert correction.latency_ms(candidate) == pytest.approx(candidate.total_ms)
-    assert fit_correction(BASELINE, [], baseline_ms=2.6).latency_ms(BASELINE) == pytest.approx(2.6)
 
 
 def test_many_pairs_recover_known_weights() -> None:
@@ -222,8 +220,5 @@ def test_latencies_are_positive() -> None:
         fit_correction(Features(0.0, 0.0, 0.0, 0.0), [])
 
 
-def test_a_ratio_is_turned_into_milliseconds_by_the_baseline() -> None:
-    correction = Correction((1.0, 0.5, 2.0, 1.0), baseline_ms=3.0)
-    features = Features(0.1, 0.2, 0.05, 0.01)
-    assert correction.ratio(features) == pytest.approx(0.31)
-    assert correction.latency_ms(features) == pytest.approx(0.93)
+def test_a_ratio_is_a_weighted_sum() -> None:
+    assert Correction((1.0, 0.5, 2.0, 1.0)).ratio(Features(0.1, 0.2, 0.05, 0.01)) == pytest.approx(0.31)

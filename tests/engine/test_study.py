@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import onnxruntime as ort
 import optuna
 import pytest
 import torch
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from processors import EIGHT_BITS
 from safetensors.torch import load_file
 from searches import (
@@ -52,7 +53,7 @@ from autocompress.engine.run_folder import (
     run_config,
 )
 from autocompress.engine.session import make_space, open_study
-from autocompress.engine.study import failure_summary, search
+from autocompress.engine.study import _since_last_end_s, failure_summary, search
 from autocompress.engine.tell import WORST_DROP_POINTS
 from autocompress.errors import ModelError, RunError, StudyFailed, UserError
 from autocompress.pipeline import build_network, draft, finish, quantized_steps
@@ -610,6 +611,20 @@ def test_the_uncompressed_file_is_the_baselines_and_is_measured_once(
     base = load_file(run.baseline / "weights.safetensors")
     kept = load_file(run.checkpoint(whole.trial))
     assert kept.keys() == base.keys() and all(torch.equal(kept[name], value) for name, value in base.items())
+
+
+def test_what_joins_late_counts_what_others_work_on() -> None:
+    def trial(began_ago_s: float, ended_ago_s: float | None) -> FrozenTrial:
+        now = datetime.now()
+        made = create_trial(value=0.0) if ended_ago_s is not None else create_trial(state=TrialState.RUNNING)
+        made.datetime_start = now - timedelta(seconds=began_ago_s)
+        made.datetime_complete = None if ended_ago_s is None else now - timedelta(seconds=ended_ago_s)
+        return made
+
+    assert _since_last_end_s([]) == 0.0
+    assert _since_last_end_s([create_trial(state=TrialState.WAITING)]) == 0.0
+    assert _since_last_end_s([trial(70, None), trial(20, None)]) == pytest.approx(70, abs=1)
+    assert _since_last_end_s([trial(90, 60), trial(60, 50), trial(50, None)]) == pytest.approx(50, abs=1)
 
 
 def test_reasons_are_counted_and_ranked() -> None:
