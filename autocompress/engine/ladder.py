@@ -55,8 +55,7 @@ class Ladder:
     shared: Shared
     overhead_s: float = USUAL_OVERHEAD_S
     _known: dict[int, tuple[float, float]] = field(default_factory=dict)
-    _tried: set[str] = field(default_factory=set)
-    _probed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _probed: dict[str, tuple[float, float] | None] = field(default_factory=dict)
 
     def curves(self, candidates: Sequence[Candidate]) -> Curves:
         """What is left of drops after more training, by all that was trained so far."""
@@ -82,8 +81,8 @@ class Ladder:
         a step of the shared weights has parts of its own.
         """
         family, macs = plan.architecture.family, self.predictor.macs(plan)
-        if family not in self._tried and not self._trained_here(candidates, family):
-            self._tried.add(family)
+        if family not in self._probed and not self._trained_here(candidates, family):
+            self._probed[family] = None
             # whatever goes wrong will go wrong in the training as well, which is recorded
             with suppress(Exception):
                 self._probed[family] = macs, measured_step_s(self.session.bench, plan)
@@ -95,7 +94,8 @@ class Ladder:
         shared = [record[name] for name in (family, *record) if name in record and record[name]["macs"]]
         own = self._trained_here(candidates, family)
         seen = [(self.predictor.macs(c.plan), c.stage_seconds["train"] / c.plan.training.steps) for c in own]
-        seen = seen or [probed for name, probed in self._probed.items() if name == family]
+        probed = self._probed.get(family)
+        seen = seen or ([probed] if probed else [])
         seen = seen or [(entry["macs"], entry["seconds_per_step"]) for entry in shared[:1]]
         return fit_step_time(seen) if seen else USUAL_STEP
 

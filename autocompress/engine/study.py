@@ -141,14 +141,15 @@ def open_session(
     finished = [c.finished_s for c in read_candidates(run)]
     began_elsewhere = bool(finished) and storage is None and not run.journal.is_file()
     study = None if began_elsewhere else open_study(run, config, storage)
-    if study is None or (finished and not study.get_trials(deepcopy=False)):
+    trials = [] if study is None else study.get_trials(deepcopy=False)
+    if study is None or (finished and not trials):
         raise RunError(
             f"a run keeps its storage; {run.root} has {len(finished)} trials and this storage none; "
             "give the --storage that the run began with"
         )
     bench = make_bench(run, inputs, facts)
     space = make_space(config, inputs, read_analysis(run), digest, facts)
-    since_s = _since_last_end_s(study.get_trials(deepcopy=False)) if rank else 0.0
+    since_s = _since_last_end_s(trials) if rank else 0.0
     return Session(
         config=config,
         run=run,
