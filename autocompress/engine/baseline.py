@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import nn
 
@@ -303,12 +304,26 @@ def _nothing_to_decide(reasons: str) -> ModelError:
 
 def _train_base_(inputs: Inputs, schedule: Schedule, watcher: Watcher, kept: Path | None) -> None:
     """Train the base in place, or take what an earlier run kept of the very same training."""
-    if kept is not None and kept.is_file():
+    state = None if kept is None else _kept_base(kept, watcher)
+    if state is not None:
         watcher.note(f"taking the trained base from {kept}")
-        inputs.base.load_state_dict(load_file(kept))
+        inputs.base.load_state_dict(state)
         return
     watcher.note(f"training the base for {schedule.steps} steps")
     train_(inputs.base, inputs.data, None, DistillationSpec(), schedule, inputs.config.training.views)
+
+
+def _kept_base(kept: Path, watcher: Watcher) -> dict[str, torch.Tensor] | None:
+    """What an earlier run kept; None where there is nothing, or nothing that can be read, which then makes room."""
+    if not kept.is_file():
+        return None
+    try:
+        state: dict[str, torch.Tensor] = load_file(kept)
+    except SafetensorError:
+        watcher.note(f"{kept} is damaged; it is made anew")
+        kept.unlink()
+        return None
+    return state
 
 
 def _training_digest(inputs: Inputs) -> str:

@@ -71,6 +71,17 @@ def test_a_second_run_takes_the_base_that_the_first_trained(tmp_path: Path) -> N
     assert len(list((tmp_path / KEPT_BASES).iterdir())) == 2
 
 
+def test_a_damaged_base_is_trained_and_kept_again(tmp_path: Path) -> None:
+    _, weights = made(tmp_path / "one", study(tmp_path))
+    (kept,) = (tmp_path / KEPT_BASES).iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    said, again = made(tmp_path / "two", study(tmp_path))
+    assert said == "training the base for 60 steps"
+    assert all(torch.equal(value, weights[name]) for name, value in again.items())
+    assert kept.read_bytes() == whole
+
+
 def test_nothing_is_kept_of_a_run_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_arguments: object, **_options: object) -> None:
         raise RuntimeError("no analysis today")
